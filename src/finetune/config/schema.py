@@ -65,7 +65,9 @@ class TrainingConfig(Section):
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the data; default 3 where max_steps is not set either"
     )
-    max_steps: Positive | None = Field(None, description="Optimizer steps; with epochs too, the first limit ends the run")
+    max_steps: Positive | None = Field(
+        None, description="Optimizer steps; with epochs too, the first limit ends the run"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Steps of linear warm-up; default 5 % of the steps, at most 100"
     )

@@ -39,7 +39,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCompleted(Event):
-    """One optimizer step. `step` counts from 1; `tokens` are real tokens of this step; `time` is seconds since the start."""
+    """One optimizer step, counted from 1. `tokens` are its real tokens; `time` is seconds since the start."""
 
     name: ClassVar[str] = "step"
     step: int

@@ -3,7 +3,6 @@
 Everything here is NumPy and plain Python, so that no layer above the engines meets an engine's arrays.
 """
 
-
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -120,5 +119,3 @@ class MergeReport:
 
     modules: int
     largest_change: float
-
-

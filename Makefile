@@ -1,0 +1,71 @@
+# finetune: `make help` lists what there is. Everything runs in .venv, which the targets make themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
+# What the coverage gate is about (the rest is covered by end-to-end tests, which run in other processes).
+GATED := src/finetune/core/*,src/finetune/config/*,src/finetune/data/*,src/finetune/adapters/*,src/finetune/training/*
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-lora-quick test-lora lint format demo-model build clean
+
+##@ Start here
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  \033[36mmake %-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST); echo
+
+demo: $(VENV)/.base ## Tune the carried model on the carried data: before, after, and what it proves
+	$(BIN)/ft demo
+
+test: $(VENV)/.dev ## Run the whole test suite, then hold its coverage against the bar
+	$(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
+	@$(BIN)/coverage report --include='$(GATED)' --skip-covered --fail-under=90 | tail -n 25
+
+setup: $(VENV)/.dev ## Make .venv with everything that development and the tests need
+
+##@ Checks
+test-unit: $(VENV)/.dev ## Only what needs neither engine nor subprocess
+	$(PYTEST) tests/unit tests/architecture
+
+test-lora-quick: $(VENV)/.dev ## LoRA in a few seconds: shapes, zero start, gradient, falling loss
+	$(PYTEST) -m lora_quick -q
+
+test-lora: $(VENV)/.dev ## Everything about LoRA: finite differences, PEFT parity, merging
+	$(PYTEST) -m "lora or lora_quick"
+
+lint: $(VENV)/.dev ## Style, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+##@ Making things
+demo-model: $(VENV)/.base ## Train the carried demo model again, from random weights
+	$(BIN)/python scripts/train_demo_model.py
+
+build: $(VENV)/.dev ## Build the wheel and the source archive into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
+
+# .base is enough to use the project; .dev adds the tools and the references that the tests compare with.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "finetune needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Use: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check --group dev
+	@touch $@
