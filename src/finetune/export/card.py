@@ -1,0 +1,90 @@
+"""The README.md of an export: what it is, from which data, how good, how to load it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.export.formats import ExportFormat
+from finetune.export.verify import Comparison
+
+_LOADING: Mapping[ExportFormat, str] = {
+    "peft": """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, "path/to/this/directory")
+```
+
+Or `ft generate --model {base} --adapter path/to/this/directory --prompt "..."`.""",
+    "mlx": """```python
+from mlx_lm import generate, load
+
+model, tokenizer = load({base!r}, adapter_path="path/to/this/directory")
+```
+
+Or `ft generate --model {base} --adapter path/to/this/directory --prompt "..."`.""",
+    "merged": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+```
+
+mlx-lm loads it as it is: `mlx_lm.load("path/to/this/directory")`. Or `ft generate --model path/to/this/directory
+--prompt "..."`.""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card says. Maps are label -> value, in the order in which they are shown; they may be empty."""
+
+    title: str
+    format: ExportFormat
+    base: str
+    method: Mapping[str, Any]
+    comparison: Comparison
+    data: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+
+
+def model_card(facts: CardFacts) -> str:
+    """The text, with the front matter that model hubs read."""
+    sections = [
+        _front_matter(facts),
+        f"# {facts.title}\n\nTuned from `{facts.base}` with finetune.",
+        _section("Method", facts.method),
+        _section("Data", facts.data),
+        _section("Figures", facts.figures),
+        "## How to load it\n\n" + _LOADING[facts.format].format(base=facts.base),
+        f"Prompts are rendered by the template `{facts.template}`." if facts.template else "",
+        _checked(facts.comparison),
+    ]
+    return "\n\n".join(text for text in sections if text) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    library = {"peft": "peft", "mlx": "mlx", "merged": "transformers"}[facts.format]
+    return f"---\nbase_model: {facts.base}\nlibrary_name: {library}\ntags:\n- finetune\n---"
+
+
+def _section(title: str, facts: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"- {label}: {_shown(value)}" for label, value in facts.items() if value is not None)
+    return f"## {title}\n\n{lines}" if lines else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _checked(comparison: Comparison) -> str:
+    return (
+        f"## Checked\n\nThis directory was loaded again and compared with the original on {comparison.tokens:,} tokens: "
+        f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats (allowed: "
+        f"{comparison.tolerance:.0e}, {comparison.reason}). The tuning itself changes them by up to "
+        f"{comparison.adapter_effect:.2g}."
+    )
