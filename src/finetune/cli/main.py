@@ -21,7 +21,11 @@ from finetune.core.errors import FinetuneError
 INTERRUPTED = 130
 
 # name: one line for `ft --help`, in the order in which a person meets them.
-COMMANDS: Mapping[str, str] = {}
+COMMANDS: Mapping[str, str] = {
+    "train": "Tune a model on a file of examples, resume a run, check a configuration.",
+    "models": "List the models on this machine, and say what is in one.",
+    "doctor": "Check this machine: engines, libraries, memory, what to install.",
+}
 
 
 def load_command(name: str) -> Any:
@@ -114,6 +118,8 @@ def _report(arguments: Sequence[str], error: BaseException, message: str, exit_c
 
 def _usage(arguments: Sequence[str], message: str) -> str:
     """A wrong command line: what is wrong, and where the right one is described."""
+    if message.startswith("Usage:"):
+        return message  # a group without a command: its help says it all
     names = [name for name in arguments[:1] if name in COMMANDS]
     return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
 
