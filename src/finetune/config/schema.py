@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 class Section(BaseModel):
     """Values never change after loading, and a key that is not known is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -122,7 +122,7 @@ class OutputConfig(Section):
     """What a run leaves on disk, and how often."""
 
     output_dir: str | None = Field(
-        None, description="The run's directory, new or empty; default: outputs/<model>-<data>-<time>"
+        None, description="The run's directory, new or empty; default: `outputs/<model>-<data>-<time>`"
     )
     checkpoint_steps: Positive | None = Field(None, description="Steps between checkpoints; default: as eval_steps")
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: a tenth of the run")
