@@ -1,0 +1,127 @@
+"""`ft`: the table of commands, and the one place where errors become messages and exit codes.
+
+A command's module is imported when the command is used, so `ft --help` costs nothing but the table below.
+Convention: `finetune.cli.NAME` offers `app` (a group of commands) or a function called NAME (a single one).
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from finetune import __version__
+from finetune.cli.console import JSON, note, print_json
+from finetune.core.errors import FinetuneError
+
+INTERRUPTED = 130
+
+# name: one line for `ft --help`, in the order in which a person meets them.
+COMMANDS: Mapping[str, str] = {}
+
+
+def load_command(name: str) -> Any:
+    """Import a command's module and make its click command."""
+    module = importlib.import_module(f"finetune.cli.{name}")
+    app = module.__dict__.get("app")
+    if app is None:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name)(module.__dict__[name])
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
+class LazyGroup(TyperGroup):
+    """Knows all commands by name and summary; imports the one that is run."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name=name, help=summary) for name, summary in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name else command, rest
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Tune language models on the machine you own, and check what came out.
+
+    \b
+    Examples:
+      ft train quick demo examples.jsonl           a first look, in a minute or two
+      ft train start demo examples.jsonl           the whole job
+      ft train validate config/train.yml           check everything before you start
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `ft` and leave the process with 0, 1 (failed), 2 (wrong usage) or 128 + signal."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(given or ["--help"]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error becomes a message."""
+    try:
+        return int(app(list(arguments), prog_name="ft", standalone_mode=False) or 0)
+    except FinetuneError as error:
+        return _report(arguments, error, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _report(arguments, KeyboardInterrupt(), "Stopped.", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except typer.TyperException as error:
+        return _report(arguments, error, _usage(arguments, error.format_message()), error.exit_code)
+    except Exception as error:
+        return _report_fault(arguments, error)
+
+
+def _report(arguments: Sequence[str], error: BaseException, message: str, exit_code: int) -> int:
+    """Say it on standard error, and with `--json` as the one document on standard output too."""
+    if os.environ.get("FT_DEBUG"):
+        traceback.print_exception(error)
+    note(message)
+    if JSON in arguments:
+        print_json({"error": {"type": type(error).__name__, "message": message, "exit_code": exit_code}})
+    return exit_code
+
+
+def _usage(arguments: Sequence[str], message: str) -> str:
+    """A wrong command line: what is wrong, and where the right one is described."""
+    names = [name for name in arguments[:1] if name in COMMANDS]
+    return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
+
+
+def _report_fault(arguments: Sequence[str], error: Exception) -> int:
+    """An error that nobody foresaw is a fault of finetune, and the person should not have to read a traceback."""
+    message = (
+        f"ft failed in a way that it does not know: {type(error).__name__}: {error}\n"
+        "This is a fault in finetune. Run the same command again with FT_DEBUG=1 before it, and report what it prints."
+    )
+    return _report(arguments, error, message, 1)

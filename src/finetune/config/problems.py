@@ -1,0 +1,101 @@
+"""Pydantic's findings, said as a person would: the key, the value, its place, and what it must be."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from finetune.config.layers import Given, Problem, kind_of, short
+from finetune.config.options import options
+from finetune.config.sources import DEFAULT, Layer, Source
+
+# Options that take one of several shapes: pydantic reports a finding for each shape that does not fit.
+SHAPES: Mapping[str, str] = {
+    "data.train_file": "must be a path, or a list of paths and of mappings with path and weight",
+    "lora.target_modules": "must be all-linear, or a list of module names",
+}
+# Findings inside a value of the right shape, which say more than the shape.
+_SPECIFIC = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "missing", "extra_forbidden"}
+
+
+def explain(errors: Sequence[ErrorDetails], given: Mapping[str, Given]) -> dict[str, list[Problem]]:
+    """Key to its problems, one sentence each."""
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_key.setdefault(".".join(str(part) for part in error["loc"][:2]), []).append(error)
+    return {key: _explain_key(key, found, given.get(key)) for key, found in by_key.items()}
+
+
+def _explain_key(key: str, errors: Sequence[ErrorDetails], given: Given | None) -> list[Problem]:
+    if given is None:
+        hint = options()[key].description
+        how = f"Give it in the file, or with --set {key}=... ({hint[:1].lower()}{hint[1:]})."
+        return [Problem(DEFAULT, f"{key}: missing. {how}")]
+    if key in SHAPES:
+        inside = [error for error in errors if error["type"] in _SPECIFIC]
+        if not (isinstance(given.value, list) and inside):
+            return [_problem(key, given.value, given.source, f"{SHAPES[key]}, not {kind_of(given.value)}")]
+        errors = inside
+    return [_explain_one(key, error, given) for error in errors]
+
+
+def _explain_one(key: str, error: ErrorDetails, given: Given) -> Problem:
+    path = [part for part in error["loc"][2:] if not _is_shape_tag(part)]
+    where = key + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    source = given.source
+    line = given.lines.get((*key.split("."), *path))
+    if line and source.layer is Layer.FILE:
+        source = Source(source.layer, source.name, line)
+    value = error["input"] if path else given.value
+    return _problem(where, value, source, _must(key, error, value))
+
+
+def _is_shape_tag(part: str | int) -> bool:
+    """Pydantic puts the name of the tried shape into the location: `tuple[union[str,DataFile],...]`, `DataFile`."""
+    return isinstance(part, str) and (part in ("str", "DataFile") or part.startswith(("tuple[", "literal[")))
+
+
+def _problem(where: str, value: Any, source: Source, must: str) -> Problem:
+    return Problem(source, f"{where} = {short(value)} ({source.place}): {must}{'' if must.endswith('?') else '.'}")
+
+
+# Finding to phrase and to the name of its bound in pydantic's context.
+_BOUNDS: Mapping[str, tuple[str, str]] = {
+    "greater_than": ("must be greater than", "gt"),
+    "greater_than_equal": ("must be at least", "ge"),
+    "less_than": ("must be less than", "lt"),
+    "less_than_equal": ("must be at most", "le"),
+}
+
+
+def _must(key: str, error: ErrorDetails, value: Any) -> str:
+    kind = error["type"]
+    if kind in _BOUNDS:
+        phrase, bound = _BOUNDS[kind]
+        return f"{phrase} {error['ctx'][bound]:g}"
+    match kind:
+        case "literal_error":
+            return _one_of(options()[key].choices, value)
+        case "missing":
+            return "path is missing"
+        case "extra_forbidden":
+            return "unknown key. Known here: path, weight"
+        case _:
+            return _right_type(kind, value)
+
+
+def _one_of(choices: Sequence[str], value: Any) -> str:
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    return f"must be one of {', '.join(choices)}" + (f". Did you mean {near[0]}?" if near else "")
+
+
+def _right_type(kind: str, value: Any) -> str:
+    wanted = {"int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false"}
+    wanted |= {"string": "text", "dict": "a mapping of names to values", "tuple": "a list"}
+    want = wanted.get(kind.partition("_")[0], "another kind of value")
+    if isinstance(value, float) and kind.startswith(("int", "finite")):
+        return f"must be {want}"
+    if isinstance(value, str) and kind.startswith(("int", "float", "bool")):
+        return f"must be {want}, not text. Write it without quotes"
+    return f"must be {want}, not {kind_of(value)}"

@@ -1,0 +1,111 @@
+"""From encoded rows to batches: which rows a step takes, and how they are cut and padded.
+
+The rows of a step are a pure function of (seed, step number), so the cursor of a checkpoint is that number.
+Within a step rows are sorted by length and cut into micro-batches; loss and gradients are sums over trained
+tokens, so the cut has no influence on the result.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from finetune.core.errors import DataError
+from finetune.core.types import Batch, IntArray
+from finetune.data.rows import EncodedRow
+
+_FINEST = 32  # tokens between padded lengths; a compiled step is traced once for each of them
+
+
+class BatchPlan:
+    """The batches of every step, for all epochs. Each row comes exactly once an epoch, in the last step too."""
+
+    def __init__(
+        self,
+        rows: Sequence[EncodedRow],
+        *,
+        rows_per_step: int,
+        max_rows: int,
+        max_tokens: int | None,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        if not rows:
+            raise DataError("There are no rows to train on.")
+        self._rows = rows
+        self._rows_per_step = rows_per_step
+        self._max_rows = max_rows
+        self._max_tokens = max_tokens
+        self._seed = seed
+        self._pad_id = pad_id
+        self._longest = max(map(len, rows)) - 1
+        self.steps_per_epoch = -(-len(rows) // rows_per_step)
+        self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int32))
+
+    def step(self, index: int) -> tuple[Batch, ...]:
+        """The micro-batches of step `index`, counted from 0 over all epochs."""
+        chosen = sorted(self.row_numbers(index), key=lambda number: len(self._rows[number]))
+        rows = [self._rows[number] for number in chosen]
+        cuts = cut_by_length(rows, self._longest, max_rows=self._max_rows, max_tokens=self._max_tokens)
+        return tuple(collate(cut, padded_length(len(cut[-1]) - 1, self._longest), self._pad_id) for cut in cuts)
+
+    def row_numbers(self, index: int) -> list[int]:
+        """Which rows step `index` reads."""
+        epoch, within = divmod(index, self.steps_per_epoch)
+        start = within * self._rows_per_step
+        return [int(number) for number in self._epoch_order(epoch)[start : start + self._rows_per_step]]
+
+    def _epoch_order(self, epoch: int) -> IntArray:
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self._order = (epoch, generator.permutation(len(self._rows)).astype(np.int32))
+        return self._order[1]
+
+
+def evaluation_batches(
+    rows: Sequence[EncodedRow], *, max_rows: int, max_tokens: int | None, pad_id: int
+) -> Iterator[Batch]:
+    """All rows once, shortest first. The summed loss does not depend on how they are cut."""
+    ordered = sorted(rows, key=len)
+    longest = len(ordered[-1]) - 1 if ordered else 0
+    for cut in cut_by_length(ordered, longest, max_rows=max_rows, max_tokens=max_tokens):
+        yield collate(cut, padded_length(len(cut[-1]) - 1, longest), pad_id)
+
+
+def padded_length(length: int, longest: int) -> int:
+    """`length` rounded up to one of a few: eight for each doubling, at least 32 apart, at most `longest`."""
+    spacing = max(_FINEST, 1 << max(0, (length - 1).bit_length() - 4))
+    return min(longest, -(-length // spacing) * spacing)
+
+
+def cut_by_length(
+    ordered: Sequence[EncodedRow], longest: int, *, max_rows: int, max_tokens: int | None
+) -> Iterator[list[EncodedRow]]:
+    """Cut rows in ascending length into groups of at most `max_rows` rows and `max_tokens` padded tokens.
+
+    A row that is longer than `max_tokens` by itself makes a group of one. The longest rows are grouped first,
+    so that the group that is not full is that of the shortest.
+    """
+    groups: list[list[EncodedRow]] = []
+    rest = list(ordered)
+    while rest:
+        width = padded_length(len(rest[-1]) - 1, longest)
+        fitting = max_rows if max_tokens is None else min(max_rows, max(1, max_tokens // width))
+        groups.append(rest[-fitting:])
+        del rest[-fitting:]
+    return reversed(groups)
+
+
+def collate(rows: Sequence[EncodedRow], width: int, pad_id: int) -> Batch:
+    """Rows side by side, targets shifted by one, padding at the right: never trained on, in segment 0."""
+    shape = (len(rows), width)
+    inputs, targets = np.full(shape, pad_id, np.int32), np.full(shape, pad_id, np.int32)
+    loss_mask = np.zeros(shape, np.bool_)
+    positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for number, row in enumerate(rows):
+        length = len(row) - 1
+        inputs[number, :length] = row.input_ids[:-1]
+        targets[number, :length] = row.input_ids[1:]
+        loss_mask[number, :length] = row.loss_mask[1:]
+        positions[number, :length] = np.arange(length, dtype=np.int32)
+        segments[number, :length] = 1
+    return Batch(inputs, targets, loss_mask, positions, segments)

@@ -1,0 +1,171 @@
+"""From the name a person gives to a model directory that can be used: a local directory, `demo`, or the cache.
+
+Nothing here touches the network, and nothing that a model directory contains is ever run.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune import demo
+from finetune.core.errors import ModelError
+from finetune.models import cache
+from finetune.models.weights import INDEX, read_weights
+
+DEMO = "demo"
+DEMO_DIRECTORY = Path(demo.__file__).parent / "model"
+# Any one of these is enough to build a tokenizer without running code of the model's authors.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
+VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A directory that was checked: what `config.json` says, and where it lies."""
+
+    name: str  # as the person gave it
+    path: Path
+    config: Mapping[str, Any]
+    model_type: str
+    vocab_size: int
+    context_length: int | None  # tokens; None where the architecture has no limit
+
+
+def resolve_model(name: str, *, weights: bool = True) -> ModelSource:
+    """Find a model and check that it can be used. With `weights=False`, config.json and a tokenizer suffice.
+
+    `demo` is the carried model; write `./demo` for a directory of that name. Raises ModelError: nothing of that
+    name, no config.json, no or damaged weights, only pickled weights, no tokenizer, code of its own (`auto_map`).
+    """
+    path = find_directory(name)
+    config = read_config(path)
+    _refuse_own_code(path, config)
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelError(
+            f"{path} has no tokenizer ({' or '.join(TOKENIZER_FILES)}). Copy it from where the model came from."
+        )
+    if weights:
+        _require_weights(path)
+    text = text_config(config)
+    return ModelSource(
+        name=name,
+        path=path,
+        config=config,
+        model_type=str(config["model_type"]),
+        vocab_size=_vocabulary(path, text),
+        context_length=_first_number(text, CONTEXT_KEYS),
+    )
+
+
+def find_directory(name: str) -> Path:
+    """The directory that a name stands for, without a look at what is in it."""
+    if name == DEMO:
+        if not DEMO_DIRECTORY.is_dir():
+            raise ModelError(
+                "This installation does not carry the demo model. Install finetune again, from a whole wheel."
+            )
+        return DEMO_DIRECTORY
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a file. A model is a directory with config.json, weights and a tokenizer: give {path.parent}."
+        )
+    if not cache.is_hub_name(name):
+        raise ModelError(f"There is no model directory {name}.{_near(path)}")
+    snapshot = cache.find_snapshot(name)
+    if snapshot is None:
+        raise ModelError(
+            f"{name} is neither a directory nor a model in the Hugging Face cache ({cache.location()}).{_near(path)} "
+            f"Nothing is downloaded by itself: run `hf download {name}` once, or give the path of a directory."
+        )
+    return snapshot
+
+
+def _near(path: Path) -> str:
+    """A sentence with directories beside the missing one, and cached models, of a similar name."""
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    near = [str(path.parent / match) for match in difflib.get_close_matches(path.name, beside, n=2)]
+    near += difflib.get_close_matches(str(path), [DEMO, *cache.model_names()], n=2)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """`config.json` of a model directory. Raises ModelError where it is missing, is not JSON, or has no model_type."""
+    file = path / "config.json"
+    if not file.is_file():
+        adapter = (
+            " It looks like an adapter: give its base as the model." if (path / "adapter_config.json").is_file() else ""
+        )
+        raise ModelError(f"{path} is not a model directory: it has no config.json.{adapter}")
+    config = _read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} has no model_type, so the architecture is unknown. Copy or download it again.")
+    return config
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}. Copy or download it again.") from error
+
+
+def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
+    """A model may ask for Python of its authors to be run; that never happens here."""
+    files: dict[str, Any] = {"config.json": config}
+    tokenizer = path / "tokenizer_config.json"
+    if tokenizer.is_file():
+        files["tokenizer_config.json"] = _read_json(tokenizer)
+    for file, content in files.items():
+        if isinstance(content, dict) and content.get("auto_map"):
+            raise ModelError(
+                f"{path / file} asks for code of the model's authors to be run (auto_map), which never happens. "
+                f"Choose a conversion without it, or remove auto_map where {config['model_type']} is a standard architecture."
+            )
+
+
+def _require_weights(path: Path) -> None:
+    if (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
+        read_weights(path)
+        return
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    others = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter"))
+    if others:
+        raise ModelError(
+            f"{path} has no model*.safetensors, only {', '.join(others)}. Rename the weights to model.safetensors."
+        )
+    if pickled:
+        raise ModelError(
+            f"{path} has its weights only as {', '.join(pickled)}: pickle files can run any program when "
+            "they are opened, so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
+        )
+    raise ModelError(
+        f"{path} has no weights (model.safetensors). Copy or download them, "
+        "or set model.init to random to start from nothing."
+    )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part that describes the language model: models with images keep it in `text_config`."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _first_number(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    values = (config.get(key) for key in keys)
+    return next(
+        (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
+    )
+
+
+def _vocabulary(path: Path, config: Mapping[str, Any]) -> int:
+    size = _first_number(config, VOCABULARY_KEYS)
+    if size is None:
+        raise ModelError(f"{path / 'config.json'} has no vocab_size. Add the number of rows of the model's embedding.")
+    return size
