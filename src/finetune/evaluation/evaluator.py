@@ -70,9 +70,7 @@ class Evaluator:
             generation_seconds=ended - scored,
         )
 
-    def _loss(
-        self, session: InferenceSession, adapter: str | None, progress: Callable[[int], None] | None
-    ) -> LossSum:
+    def _loss(self, session: InferenceSession, adapter: str | None, progress: Callable[[int], None] | None) -> LossSum:
         total, done = LossSum(0.0, 0, 0), 0
         batches = evaluation_batches(self.rows, max_rows=self.max_rows, max_tokens=None, pad_id=self.tokenizer.pad_id)
         for batch in batches:

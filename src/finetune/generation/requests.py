@@ -27,11 +27,12 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads, and the tokens that end its answer."""
+    """What the model reads, and what ends its answer: tokens, and text that is no token of its own."""
 
     text: str
     ids: tuple[int, ...]
     stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class _Decoding:
     def __init__(self, index: int, request: TextRequest, decoder: Decoder) -> None:
         self._index = index
         self._characters = TextStream(decoder, request.prompt.ids)
-        self._stops = StopStrings(request.options.stop)
+        self._stops = StopStrings((*request.options.stop, *request.prompt.stop_strings))
         self._tokens: list[int] = []
         self._text = ""
 

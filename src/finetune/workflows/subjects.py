@@ -126,7 +126,9 @@ def _result(run: Run) -> tuple[Path, str]:
 def _checkpoint(run: Run, wanted: str) -> tuple[Path, str]:
     """The directory of `best`, `last` or a step, and how to call it."""
     paths = run.paths
-    steps = sorted(int(path.name[5:]) for path in paths.checkpoints.glob("step-*") if re.fullmatch(r"\d+", path.name[5:]))
+    steps = sorted(
+        int(path.name[5:]) for path in paths.checkpoints.glob("step-*") if re.fullmatch(r"\d+", path.name[5:])
+    )
     if wanted == "best" and paths.best.is_dir():
         return paths.best.resolve(), f"best ({_named(paths.best.resolve())})"
     if wanted == "last" and steps:

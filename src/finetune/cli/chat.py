@@ -1,0 +1,131 @@
+"""`ft chat`: talk to a model on the terminal, or through a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli import answers
+from finetune.cli.console import note
+from finetune.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune.workflows.chat import Conversation
+
+COMMANDS = """\
+/reset            forget the conversation
+/system TEXT      change the system message; without TEXT: remove it
+/adapter on|off   answer with the adapter, or with the base alone
+/compare TEXT     answers of both to the same message
+/exit             leave (also Ctrl-D); Ctrl-C stops an answer"""
+
+
+def chat(
+    run: Annotated[Path | None, typer.Argument(help="A run's directory: its model, adapter and template.")] = None,
+    model: answers.Model = None,
+    adapter: answers.Adapter = None,
+    checkpoint: answers.Checkpoint = None,
+    max_tokens: answers.MaxTokens = 256,
+    temperature: answers.Temperature = 0.0,
+    top_p: answers.TopP = 1.0,
+    top_k: answers.TopK = 0,
+    min_p: answers.MinP = 0.0,
+    repetition_penalty: answers.Penalty = 1.0,
+    stop: answers.Stop = None,
+    seed: answers.Seed = 0,
+    template: answers.Template = None,
+    system: answers.System = None,
+) -> None:
+    """Talk to a model. Lines that begin with / are commands: /help lists them.
+
+    Works on a terminal and with piped input; answers go to standard output, everything else to standard error.
+
+    \b
+    Examples:
+      ft chat outputs/mine
+      ft chat --model MODEL --adapter outputs/mine/adapter --system "Answer in one sentence."
+      echo "Wake me at seven" | ft chat --model demo
+    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    from finetune.workflows import chat as workflow
+
+    options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)
+    opened = workflow.chat(
+        run,
+        model=model,
+        adapter=adapter,
+        checkpoint=checkpoint,
+        options=options,
+        template=template,
+        system=system,
+        on_notice=note,
+    )
+    with opened as conversation:
+        note("Ctrl-D or /exit to leave, /help for commands.")
+        with suppress(KeyboardInterrupt):  # Ctrl-C while waiting for a line leaves, as Ctrl-D does
+            for line in _lines():
+                if line.strip() == "/exit":
+                    break
+                _turn(conversation, line)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of the person, with editing on a terminal; empty ones are left out."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 - importing it gives input() history and line editing
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            typer.echo()
+            return
+        if line.strip():
+            yield line
+
+
+def _turn(conversation: "Conversation", line: str) -> None:
+    """One command or one message; what is wrong with it is said, and the conversation goes on."""
+    try:
+        if line.startswith("/"):
+            _command(conversation, line)
+        else:
+            _answer(conversation, line)
+    except UsageError as error:
+        note(str(error))
+
+
+def _command(conversation: "Conversation", line: str) -> None:
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name == "/reset":
+        conversation.history.reset()
+        note("The conversation is forgotten.")
+    elif name == "/system":
+        conversation.history.set_system(rest or None)
+        note("The system message is changed." if rest else "There is no system message now.")
+    elif name == "/adapter" and rest in {"on", "off"}:
+        conversation.switch_adapter(rest == "on")
+        note(f"The adapter is {rest}.")
+    elif name == "/compare" and rest:
+        base, tuned = conversation.compare(rest)
+        typer.echo(f"base:  {base.text}\ntuned: {tuned.text}")
+    elif name == "/help":
+        note(COMMANDS)
+    else:
+        note(f"{line.strip()} is no command.\n{COMMANDS}")
+
+
+def _answer(conversation: "Conversation", line: str) -> None:
+    with closing(conversation.ask(line)) as pieces:
+        try:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            note("\nStopped.")
+    typer.echo()

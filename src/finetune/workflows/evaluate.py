@@ -1,0 +1,168 @@
+"""`ft evaluate`: the base and what was tuned on it, on the same rows, side by side."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.core.errors import DataError, UsageError
+from finetune.data.tokenizer import TextTokenizer
+from finetune.evaluation.evaluator import Evaluator, Question, Scores
+from finetune.generation.requests import Prompt
+from finetune.models.source import ModelSource
+from finetune.workflows.opening import TUNED, open_session, resolve_base, trained_template, whole_model
+from finetune.workflows.rows import HeldOut, rows_of_file, rows_of_run
+from finetune.workflows.subjects import Subject, find_subject
+
+GENERATED = 20  # answers that are generated where nothing else is asked for
+
+OnNotice = Callable[[str], None]
+OnProgress = Callable[[str, int, int], None]  # "base" or "tuned", rows scored, rows in all
+
+
+@dataclass(frozen=True, slots=True)
+class SampleComparison:
+    """One held-out prompt with the expected answer and those of the models."""
+
+    prompt: str
+    expected: str
+    base: str
+    tuned: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """The same rows through the base and, where there is one, the tuned model."""
+
+    model: str
+    adapter: str | None  # the adapter, or the model that full fine-tuning wrote
+    checkpoint: str | None
+    data: str
+    rows: int
+    template: str | None
+    base: Scores
+    tuned: Scores | None
+    samples: tuple[SampleComparison, ...]
+    seconds: float
+
+
+def evaluate(
+    run: Path | str | None = None,
+    *,
+    model: str | None = None,
+    adapter: Path | str | None = None,
+    data: Path | str | None = None,
+    checkpoint: str | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+    generate: int = GENERATED,
+    on_notice: OnNotice = lambda _message: None,
+    on_progress: OnProgress = lambda _which, _done, _all: None,
+) -> EvaluationResult:
+    """Loss, perplexity, accuracy and exact match of base and tuned model, without merging.
+
+    The rows are the run's validation rows, made again and checked against its fingerprint, or those of `data`.
+    `limit` takes the first rows only; `generate` is the number of prompts that are answered, greedily.
+    """
+    began = time.perf_counter()
+    _check_counts(limit, generate)
+    subject = find_subject(
+        None if run is None else Path(run),
+        model=model,
+        adapter=None if adapter is None else Path(adapter),
+        checkpoint=checkpoint,
+    )
+    source = resolve_base(subject)
+    tokenizer = TextTokenizer.open(source.path)
+    held_out = _rows(subject, source, tokenizer, data, template, generate, on_notice).first(limit)
+    if not held_out.rows:
+        raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
+    questions = _questions(held_out, source, tokenizer, on_notice)
+    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length)
+    base, tuned = _scores(subject, source, evaluator, on_progress)
+    return EvaluationResult(
+        model=subject.model.name,
+        adapter=next((str(path) for path in (subject.adapter, subject.tuned_model) if path is not None), None),
+        checkpoint=subject.checkpoint,
+        data=held_out.data,
+        rows=len(held_out.rows),
+        template=held_out.template.name,
+        base=base,
+        tuned=tuned,
+        samples=_samples(questions, base, tuned),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _check_counts(limit: int | None, generate: int) -> None:
+    problems = [
+        *([f"--limit {limit}: give at least 1"] if limit is not None and limit < 1 else []),
+        *([f"--generate {generate}: give 0 (none) or more"] if generate < 0 else []),
+    ]
+    if problems:
+        raise UsageError("\n".join(["These options cannot be used:", *(f"  {text}" for text in problems)]))
+
+
+def _rows(
+    subject: Subject,
+    source: ModelSource,
+    tokenizer: TextTokenizer,
+    data: Path | str | None,
+    template: str | None,
+    generate: int,
+    on_notice: OnNotice,
+) -> HeldOut:
+    if data is None and subject.run is None:
+        raise UsageError("There are no rows to evaluate on. Give --data, or a run, whose validation rows are used.")
+    if data is None and subject.run is not None:
+        return rows_of_run(subject.run, tokenizer, source, samples=generate, template=template, on_notice=on_notice)
+    chosen = template or trained_template(subject)
+    return rows_of_file(Path(str(data)), tokenizer, source, samples=generate, template=chosen, on_notice=on_notice)
+
+
+def _questions(held_out: HeldOut, source: ModelSource, tokenizer: TextTokenizer, on_notice: OnNotice) -> list[Question]:
+    """The prompts that leave room for an answer; the others are counted and said."""
+    limit = source.context_length
+    fitting = [sample for sample in held_out.samples if limit is None or len(sample.prompt_ids) < limit]
+    if len(fitting) < len(held_out.samples):
+        left_out = len(held_out.samples) - len(fitting)
+        on_notice(f"{left_out} prompts fill the context of {limit:,} tokens and are not answered.")
+    template = held_out.template
+    stop_tokens, stop_strings = template.stop_ids(tokenizer), template.stop_strings
+    return [
+        Question(
+            Prompt(sample.prompt, sample.prompt_ids, stop_tokens, stop_strings),
+            sample.expected,
+            len(tokenizer.encode(sample.expected)[0]),
+        )
+        for sample in fitting
+    ]
+
+
+def _scores(
+    subject: Subject, source: ModelSource, evaluator: Evaluator, on_progress: OnProgress
+) -> tuple[Scores, Scores | None]:
+    """One base in memory for both; a model that full fine-tuning wrote is loaded after the base is gone."""
+    rows = len(evaluator.rows)
+
+    def progress(which: str) -> Callable[[int], None]:
+        return lambda done: on_progress(which, done, rows)
+
+    adapters = {} if subject.adapter is None else {TUNED: subject.adapter}
+    with open_session(subject.model, source.path, adapters) as session:
+        base = evaluator.scores(session, progress=progress("base"))
+        if subject.adapter is not None:
+            return base, evaluator.scores(session, adapter=TUNED, progress=progress("tuned"))
+    if subject.tuned_model is None:
+        return base, None
+    with open_session(whole_model(subject.model), subject.tuned_model) as session:
+        return base, evaluator.scores(session, progress=progress("tuned"))
+
+
+def _samples(questions: list[Question], base: Scores, tuned: Scores | None) -> tuple[SampleComparison, ...]:
+    return tuple(
+        SampleComparison(
+            question.prompt.text, question.expected, base.answers[number], tuned.answers[number] if tuned else None
+        )
+        for number, question in enumerate(questions)
+    )
