@@ -21,7 +21,12 @@ from finetune.core.errors import FinetuneError
 INTERRUPTED = 130
 
 # name: one line for `ft --help`, in the order in which a person meets them.
-COMMANDS: Mapping[str, str] = {}
+COMMANDS: Mapping[str, str] = {
+    "evaluate": "Measure base and tuned model on held-out rows, side by side.",
+    "generate": "Answer one prompt with a model, with or without an adapter.",
+    "chat": "Talk to a model on the terminal.",
+    "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
+}
 
 
 def load_command(name: str) -> Any:
