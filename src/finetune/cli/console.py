@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -50,6 +50,34 @@ def option_help(key: str) -> str:
     return f"{describe(key)}  ({key})"
 
 
-def examples(*lines: str) -> str:
-    """The end of a command's help: lines to copy."""
-    return "Examples:\n\n" + "\n\n".join(f"    {line}" for line in lines)
+def new_group(**settings: Any) -> typer.Typer:
+    """A group of commands that looks like all others; without a command it shows its help."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, **settings)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns, plain, so that they can be piped; an empty head is not printed."""
+    lines = [*([head] if any(head) else []), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))] if lines else []
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def count(number: int | None) -> str:
+    """A number of parameters as people say it: 260K, 1.1B."""
+    if number is None:
+        return "-"
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return str(number)
+
+
+def size(number: float | None) -> str:
+    """Bytes as people say them: 1.04 MB, 16.1 GB (powers of ten)."""
+    if number is None:
+        return "-"
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:g} bytes"

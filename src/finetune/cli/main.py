@@ -22,10 +22,13 @@ INTERRUPTED = 130
 
 # name: one line for `ft --help`, in the order in which a person meets them.
 COMMANDS: Mapping[str, str] = {
+    "train": "Tune a model on a file of examples, resume a run, check a configuration.",
     "evaluate": "Measure base and tuned model on held-out rows, side by side.",
     "generate": "Answer one prompt with a model, with or without an adapter.",
     "chat": "Talk to a model on the terminal.",
     "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
+    "models": "List the models on this machine, and say what is in one.",
+    "doctor": "Check this machine: engines, libraries, memory, what to install.",
 }
 
 
@@ -119,6 +122,8 @@ def _report(arguments: Sequence[str], error: BaseException, message: str, exit_c
 
 def _usage(arguments: Sequence[str], message: str) -> str:
     """A wrong command line: what is wrong, and where the right one is described."""
+    if message.startswith("Usage:"):
+        return message  # a group without a command: its help says it all
     names = [name for name in arguments[:1] if name in COMMANDS]
     return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
 

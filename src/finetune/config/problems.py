@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from finetune.config.layers import Given, Problem, kind_of, short
 from finetune.config.options import options
 from finetune.config.sources import DEFAULT, Layer, Source
+from finetune.config.yaml_lines import KeyPath
 
 # Options that take one of several shapes: pydantic reports a finding for each shape that does not fit.
 SHAPES: Mapping[str, str] = {
@@ -44,11 +45,18 @@ def _explain_one(key: str, error: ErrorDetails, given: Given) -> Problem:
     path = [part for part in error["loc"][2:] if not _is_shape_tag(part)]
     where = key + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     source = given.source
-    line = given.lines.get((*key.split("."), *path))
-    if line and source.layer is Layer.FILE:
-        source = Source(source.layer, source.name, line)
+    if source.layer is Layer.FILE:
+        source = Source(source.layer, source.name, _line(given, (*key.split("."), *path)))
+    if error["type"] == "missing":
+        return Problem(source, f"{where.rpartition('.')[0]} ({source.place}): has no {path[-1]}.")
     value = error["input"] if path else given.value
     return _problem(where, value, source, _must(key, error, value))
+
+
+def _line(given: Given, path: KeyPath) -> int | None:
+    """The line of a place inside a value, or of the nearest thing around it."""
+    around = (given.lines.get(path[:length]) for length in range(len(path), 0, -1))
+    return next((line for line in around if line), given.source.line)
 
 
 def _is_shape_tag(part: str | int) -> bool:
@@ -77,8 +85,6 @@ def _must(key: str, error: ErrorDetails, value: Any) -> str:
     match kind:
         case "literal_error":
             return _one_of(options()[key].choices, value)
-        case "missing":
-            return "path is missing"
         case "extra_forbidden":
             return "unknown key. Known here: path, weight"
         case _:

@@ -122,7 +122,7 @@ class OutputConfig(Section):
     """What a run leaves on disk, and how often."""
 
     output_dir: str | None = Field(
-        None, description="The run's directory, new or empty; default: outputs/<model>-<data>-<time>"
+        None, description="The run's directory, new or empty; default: `outputs/<model>-<data>-<time>`"
     )
     checkpoint_steps: Positive | None = Field(None, description="Steps between checkpoints; default: as eval_steps")
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: a tenth of the run")

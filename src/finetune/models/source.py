@@ -118,16 +118,16 @@ def _read_json(file: Path) -> Any:
 
 def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
     """A model may ask for Python of its authors to be run; that never happens here."""
-    files: dict[str, Any] = {"config.json": config}
+    contents: dict[str, Any] = {"config.json": config}
     tokenizer = path / "tokenizer_config.json"
     if tokenizer.is_file():
-        files["tokenizer_config.json"] = _read_json(tokenizer)
-    for file, content in files.items():
-        if isinstance(content, dict) and content.get("auto_map"):
-            raise ModelError(
-                f"{path / file} asks for code of the model's authors to be run (auto_map), which never happens. "
-                f"Choose a conversion without it, or remove auto_map where {config['model_type']} is a standard architecture."
-            )
+        contents["tokenizer_config.json"] = _read_json(tokenizer)
+    asking = [file for file, content in contents.items() if isinstance(content, dict) and content.get("auto_map")]
+    if asking:
+        raise ModelError(
+            f"{path} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never happens "
+            f"here. Choose a conversion without it, or remove auto_map if {config['model_type']} needs no code of its own."
+        )
 
 
 def _require_weights(path: Path) -> None:
@@ -142,8 +142,8 @@ def _require_weights(path: Path) -> None:
         )
     if pickled:
         raise ModelError(
-            f"{path} has its weights only as {', '.join(pickled)}: pickle files can run any program when "
-            "they are opened, so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
+            f"{path} has its weights only as {', '.join(pickled)}. Such pickle files can run any program when they are "
+            "opened, so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
         )
     raise ModelError(
         f"{path} has no weights (model.safetensors). Copy or download them, "

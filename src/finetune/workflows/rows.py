@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.core.errors import DataError
-from finetune.data.prepare import PreparedData, Sample, prepare_data
+from finetune.data.prepare import PreparedData
 from finetune.data.rows import EncodedRow
 from finetune.data.tokenizer import TextTokenizer
 from finetune.models.source import ModelSource

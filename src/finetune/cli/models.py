@@ -1,0 +1,132 @@
+"""`ft models`: what is on this machine, and what is in a model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.console import JsonOption, count, new_group, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from finetune.models.info import ModelInfo
+
+app = new_group()
+
+
+@app.callback()
+def models() -> None:
+    """List the models on this machine, and say what is in one.
+
+    \b
+    Examples:
+      ft models list
+      ft models info demo
+    """
+
+
+@app.command("list")
+def list_(
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIRECTORY]...", help="Directories to look in, besides the carried model and the cache."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the carried model, the Hugging Face cache, and the models in directories.
+
+    \b
+    Examples:
+      ft models list
+      ft models list ~/models --json
+    """
+    from finetune.workflows.models import list_models
+
+    found = list_models(directories or [])
+    if json:
+        print_json({"models": [asdict(model) for model in found]})
+        return
+    rows = [
+        (
+            model.name,
+            model.origin,
+            model.model_type or "-",
+            count(model.parameters),
+            size(model.bytes),
+            model.problem or "",
+        )
+        for model in found
+    ]
+    print_table(("model", "where", "type", "parameters", "on disk", ""), rows)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory, the name of a cached model, or demo.")],
+    rank: Annotated[int, typer.Option(min=1, help="Rank to count the parameters of LoRA for.")] = 16,
+    json: JsonOption = False,
+) -> None:
+    """Show what a model is, how large it is, and what tuning it takes. Nothing is loaded.
+
+    \b
+    Examples:
+      ft models info demo
+      ft models info ~/models/llama --rank 32 --json
+    """
+    from finetune.workflows.models import model_info
+
+    found = model_info(model)
+    if json:
+        print_json(_document(found, rank))
+        return
+    print_table(("", ""), _lines(found, rank))
+
+
+def _document(info: "ModelInfo", rank: int) -> dict[str, Any]:
+    adapter = info.lora_parameters(rank)
+    return {
+        "name": info.source.name,
+        "path": str(info.source.path),
+        "model_type": info.source.model_type,
+        "context_length": info.source.context_length,
+        "vocab_size": info.source.vocab_size,
+        "parameters": info.parameters,
+        "dtype": info.dtype,
+        "quantization_bits": info.bits,
+        "bytes_on_disk": info.weight_bytes,
+        "chat_template": info.has_chat_template,
+        "lora": {
+            "rank": rank,
+            "modules": len(info.linear_modules),
+            "trainable": adapter,
+            "frozen": info.parameters,
+            "total": info.parameters + adapter,
+            "share": adapter / (info.parameters + adapter),
+            "adapter_bytes": adapter * 4,
+        },
+        "memory_bytes": {"lora": info.lora_memory_bytes(rank), "full": info.full_memory_bytes},
+    }
+
+
+def _lines(info: "ModelInfo", rank: int) -> list[tuple[str, str]]:
+    document = _document(info, rank)
+    lora, memory = document["lora"], document["memory_bytes"]
+    stored = f"{info.dtype}, {info.bits} bits" if info.bits else info.dtype
+    return [
+        ("model", document["path"]),
+        ("architecture", info.source.model_type),
+        ("parameters", f"{info.parameters:,}"),
+        ("stored as", f"{stored}, {size(info.weight_bytes)}"),
+        ("context", f"{info.source.context_length:,} tokens" if info.source.context_length else "no limit given"),
+        ("vocabulary", f"{info.source.vocab_size:,} tokens"),
+        ("chat template", "yes" if info.has_chat_template else "no"),
+        (
+            f"LoRA, rank {rank}",
+            f"{lora['trainable']:,} trainable parameters ({lora['share']:.2%}) in {lora['modules']} modules",
+        ),
+        ("adapter file", size(lora["adapter_bytes"])),
+        ("memory, LoRA", f"about {size(memory['lora'])} and activations"),
+        ("memory, full", f"about {size(memory['full'])} and activations"),
+    ]

@@ -1,0 +1,203 @@
+"""Sentences about values that work but are unusual. Nothing here fails: the person decides.
+
+The ranges are common practice for tuning language models of 0.1 to 70 billion parameters with Adam-like
+optimizers; each sentence names the value, the usual one, and the option to change.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from finetune.config.schema import RunConfig
+
+LORA_RATES = (2e-5, 1e-3)
+FULL_RATES = (1e-6, 1e-4)
+SCRATCH_RATES = (1e-4, 1e-2)  # weights that start at random
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of the data when advice is asked for; None and an empty list where it is not."""
+
+    lengths: Sequence[int] = ()  # tokens of each training row
+    validation_rows: int | None = None
+    total_steps: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+
+def advise(
+    config: RunConfig,
+    *,
+    lengths: Sequence[int] = (),
+    validation_rows: int | None = None,
+    total_steps: int | None = None,
+) -> tuple[str, ...]:
+    """Recommendations for a configuration, and for its data where that is measured.
+
+    `lengths` are the tokens of each training row, `total_steps` the optimizer steps of the run.
+    """
+    facts = Facts(lengths, validation_rows, total_steps or config.training.max_steps)
+    found = (rule(config, facts) for rule in RULES)
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _alpha(config: RunConfig, _: Facts) -> str | None:
+    lora = config.lora
+    if config.training.method != "lora" or lora.alpha is None or lora.use_rslora:
+        return None
+    if lora.rank <= lora.alpha <= 4 * lora.rank:
+        return None
+    return (
+        f"lora.alpha = {lora.alpha:g} is far from 2 x rank ({2 * lora.rank}): "
+        f"the adapter acts {lora.alpha / lora.rank:.3g} times, usual is 2 times. Leave alpha out to get 2 x rank."
+    )
+
+
+def _rslora(config: RunConfig, _: Facts) -> str | None:
+    scale = config.lora.effective_alpha / math.sqrt(config.lora.rank)
+    if config.training.method != "lora" or not config.lora.use_rslora or scale <= 4:
+        return None
+    return (
+        f"lora.use_rslora with rank {config.lora.rank} and alpha {config.lora.effective_alpha:g} scales the update by "
+        f"{scale:.3g}, usual is about 2. Set lora.alpha to {2 * math.sqrt(config.lora.rank):.3g}."
+    )
+
+
+def _learning_rate(config: RunConfig, _: Facts) -> str | None:
+    training = config.training
+    if training.optimizer not in ("adamw", "adam"):
+        return None
+    what = "LoRA" if training.method == "lora" else "full fine-tuning"
+    low, high = LORA_RATES if training.method == "lora" else FULL_RATES
+    if config.model.init == "random":
+        what, (low, high) = "training from random weights", SCRATCH_RATES
+    if low <= training.learning_rate <= high:
+        return None
+    effect = "may diverge or forget" if training.learning_rate > high else "may learn hardly anything"
+    return (
+        f"training.learning_rate = {training.learning_rate:g} is outside the usual {low:g} to {high:g} "
+        f"for {what}: it {effect}."
+    )
+
+
+def _dropout(config: RunConfig, _: Facts) -> str | None:
+    if config.training.method != "lora" or config.lora.dropout <= 0.3:
+        return None
+    return f"lora.dropout = {config.lora.dropout:g} hides much of the input. Usual is 0 to 0.1."
+
+
+def _random_base(config: RunConfig, _: Facts) -> str | None:
+    if config.model.init != "random" or config.training.method != "lora":
+        return None
+    return "model.init = random with LoRA tunes a base that knows nothing. Set training.method to full to train it."
+
+
+def _half(config: RunConfig, _: Facts) -> str | None:
+    if config.model.dtype != "float16":
+        return None
+    return "model.dtype = float16 overflows easily in training. bfloat16 needs as little memory and does not."
+
+
+def _smoothing(config: RunConfig, _: Facts) -> str | None:
+    if config.training.label_smoothing <= 0.2:
+        return None
+    return f"training.label_smoothing = {config.training.label_smoothing:g} blurs the answers. Usual is 0 to 0.1."
+
+
+def _max_length(config: RunConfig, facts: Facts) -> str | None:
+    limit = config.data.max_length
+    if limit is None or not facts.lengths:
+        return None
+    longest, cut = max(facts.lengths), sum(length > limit for length in facts.lengths)
+    if cut * 10 >= facts.rows:
+        fate = {"truncate": "are cut", "drop": "are left out", "error": "end the run"}[config.data.on_long]
+        return (
+            f"{cut:,} of {facts.rows:,} rows are longer than data.max_length = {limit} and {fate}. "
+            f"The longest has {longest:,} tokens."
+        )
+    if limit > 2 * longest:
+        return (
+            f"data.max_length = {limit} is far above the data: the longest row has {longest:,} tokens. "
+            f"{recommended_length(longest)} does the same."
+        )
+    return None
+
+
+def recommended_length(longest: int) -> int:
+    """The next multiple of 64 that holds the longest row."""
+    return max(64, math.ceil(longest / 64) * 64)
+
+
+def _step_size(config: RunConfig, facts: Facts) -> str | None:
+    rows = _rows_per_step(config)
+    name = "training.batch_size x training.gradient_accumulation_steps"
+    if facts.rows and rows > facts.rows:
+        return f"{name} = {rows} is more than the {facts.rows:,} training rows: every step is a whole epoch. Lower it."
+    if rows < 4 and config.training.optimizer != "sgd":
+        return f"{name} = {rows}: steps of so few rows are noisy. Usual is 8 to 64."
+    if rows > 512:
+        return f"{name} = {rows}: so large a step learns little more than one of 64. Lower it for more steps."
+    return None
+
+
+def _rows_per_step(config: RunConfig) -> int:
+    return config.training.batch_size * config.training.gradient_accumulation_steps
+
+
+def _warmup(config: RunConfig, facts: Facts) -> str | None:
+    steps, warmup = facts.total_steps, config.training.warmup_steps
+    if not steps or not warmup or warmup <= steps // 5:
+        return None
+    return (
+        f"training.warmup_steps = {warmup} is {warmup / steps:.0%} of the {steps:,} steps. Usual is 3 to 10 %: "
+        f"about {max(1, round(steps * 0.05))} here, or leave it out."
+    )
+
+
+def _length_of_run(config: RunConfig, facts: Facts) -> str | None:
+    steps = facts.total_steps
+    if not facts.rows or not steps:
+        return None
+    passes = steps * _rows_per_step(config) / facts.rows
+    if passes > 20:
+        return (
+            f"The run reads each row about {passes:.0f} times: the model may learn the rows by heart. Usual is 1 to 5."
+        )
+    if steps < 20:
+        return f"The run has only {steps} steps. Lower training.gradient_accumulation_steps, or raise training.epochs."
+    return None
+
+
+def _never_evaluated(config: RunConfig, facts: Facts) -> str | None:
+    steps, every = facts.total_steps, config.output.eval_steps
+    if not steps or not every or every <= steps:
+        return None
+    return f"output.eval_steps = {every} is more than the {steps:,} steps: there is an evaluation at the end only."
+
+
+def _early_stopping(config: RunConfig, facts: Facts) -> str | None:
+    if config.training.early_stopping_patience is None or facts.validation_rows != 0:
+        return None
+    return "training.early_stopping_patience does nothing: there is no validation row to measure an improvement on."
+
+
+Rule = Callable[[RunConfig, Facts], str | None]
+
+RULES: tuple[Rule, ...] = (
+    _alpha,
+    _rslora,
+    _learning_rate,
+    _dropout,
+    _random_base,
+    _half,
+    _smoothing,
+    _max_length,
+    _step_size,
+    _warmup,
+    _length_of_run,
+    _never_evaluated,
+    _early_stopping,
+)

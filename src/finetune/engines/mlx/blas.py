@@ -1,0 +1,59 @@
+"""Finds the machine's OpenBLAS and loads it before MLX, which then uses it for its matrix products.
+
+MLX's Linux CPU wheel carries a reference BLAS: about 6 GFLOP/s on two cores where OpenBLAS reaches 190. Symbols
+of a library loaded with RTLD_GLOBAL win over those of the wheel, if it comes first. Where no OpenBLAS is found
+everything works, slowly. The environment variable FT_OPENBLAS=off leaves it out.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import os
+import sys
+from dataclasses import dataclass
+
+PACKAGE = "libopenblas0-pthread"
+SWITCH = "FT_OPENBLAS"
+_NAMES = ("libopenblas.so.0", "libopenblas.so")
+_FOLDERS = (
+    "/usr/lib/x86_64-linux-gnu/openblas-pthread",
+    "/usr/lib/aarch64-linux-gnu/openblas-pthread",
+    "/usr/lib64",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BlasChoice:
+    """Which BLAS computes matrix products on the CPU, and what would make it faster."""
+
+    name: str
+    advice: tuple[str, ...] = ()
+
+
+@functools.cache
+def load_openblas() -> BlasChoice:
+    """Load OpenBLAS once per process; later calls say what the first one did."""
+    if not sys.platform.startswith("linux"):
+        return BlasChoice("Accelerate")
+    if os.environ.get(SWITCH, "").lower() in {"off", "0", "false", "no"}:
+        return BlasChoice("reference BLAS", (f"{SWITCH}=off keeps OpenBLAS out: matrix products are slow. Unset it.",))
+    if "mlx.core" in sys.modules:
+        return BlasChoice(
+            "unknown", ("mlx was imported before finetune, too early for OpenBLAS. Import finetune first.",)
+        )
+    for candidate in _candidates():
+        try:
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return BlasChoice("OpenBLAS")
+    return BlasChoice(
+        "reference BLAS",
+        (f"No OpenBLAS found: training on the CPU is many times slower. On Debian: apt-get install {PACKAGE}",),
+    )
+
+
+def _candidates() -> tuple[str, ...]:
+    found = ctypes.util.find_library("openblas")
+    paths = tuple(f"{folder}/{_NAMES[0]}" for folder in _FOLDERS)
+    return (*_NAMES, *paths, *((found,) if found else ()))

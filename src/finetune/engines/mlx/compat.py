@@ -1,0 +1,110 @@
+"""Everything that depends on the version of mlx or mlx-lm: private names, moved functions, changed defaults.
+
+Both are pinned exactly in pyproject.toml; a new version is tried by changing the pins and this file.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from finetune.core.errors import ModelError
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by distribution."""
+    return {name: version(name) for name in ("mlx", "mlx-lm")}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json with mlx-lm's corrections (tagged infinities, the generation config's EOS)."""
+    from mlx_lm.utils import load_config
+
+    return dict(load_config(path))
+
+
+def build_model(config: Mapping[str, Any]) -> Any:
+    """mlx-lm's model for this config.json, with weights that are not drawn until they are asked for.
+
+    Raises ModelError for an architecture that mlx-lm lacks, or values that it does not accept.
+    """
+    from mlx_lm.utils import _get_classes
+
+    try:
+        model_class, arguments_class = _get_classes(dict(config))
+    except ValueError:
+        raise ModelError(
+            f"model_type {config.get('model_type')!r} is not an architecture that mlx-lm {version('mlx-lm')} has. "
+            "Choose another base model."
+        ) from None
+    try:
+        return model_class(arguments_class.from_dict(dict(config)))
+    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
+        raise ModelError(f"config.json does not describe a {config.get('model_type')} model: {error}.") from None
+
+
+def sanitize(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """The file's tensors renamed and reshaped to the model's parameters.
+
+    Raises ModelError for a tensor that the renaming needs and the files lack.
+    """
+    function = getattr(type(model), "sanitize", None)  # models whose files need nothing do not define it
+    if function is None:
+        return weights
+    try:
+        return dict(function(model, weights))
+    except KeyError as error:
+        raise ModelError(f"The weights lack the tensor {error}.") from None
+
+
+def quantize_like(model: Any, config: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Give the model quantised layers where the files hold quantised weights."""
+    from mlx_lm.utils import infer_quant_config
+
+    settings = config.get("quantization")
+    if settings is None:
+        if config.get("quantization_config"):
+            raise ModelError(
+                f"The weights are quantised by {config['quantization_config'].get('quant_method')}, which cannot be "
+                "loaded. Use the original model, or an mlx-community conversion."
+            )
+        return
+
+    def layer(path: str, module: Any) -> Any:
+        if path in settings:
+            return settings[path]
+        if not isinstance(module, nn.Linear | nn.Embedding) or f"{path}.scales" not in weights:
+            return False
+        return infer_quant_config(path, module, weights)
+
+    nn.quantize(
+        model,
+        group_size=settings["group_size"],
+        bits=settings["bits"],
+        mode=settings.get("mode", "affine"),
+        class_predicate=layer,
+    )
+
+
+def new_cache(model: Any) -> list[Any]:
+    """An empty key-value cache for one request."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return list(make_prompt_cache(model))
+
+
+def device_name() -> str:
+    """What the default device is, for people."""
+    if mx.default_device() == mx.cpu:
+        return "cpu"
+    info = mx.device_info()
+    kind = "Metal" if mx.metal.is_available() else "CUDA"
+    return f"{info.get('device_name', 'gpu')} ({kind})"
+
+
+def on_cpu() -> bool:
+    """True where products run on the CPU, which is slow in bfloat16 and float16."""
+    return bool(mx.default_device() == mx.cpu)

@@ -1,0 +1,56 @@
+"""The MLX engine: Metal on Apple silicon, CPU (or CUDA) on Linux."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.adapters.lora import AdapterInit
+from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
+from finetune.core.types import MergeReport
+from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSession
+from finetune.engines.mlx import compat
+from finetune.engines.mlx.blas import load_openblas
+from finetune.engines.mlx.inference import MLXInferenceSession
+from finetune.engines.mlx.loading import load_base
+from finetune.engines.mlx.merge import merge_adapter
+from finetune.engines.mlx.train import MLXTrainSession
+from finetune.engines.mlx.trainable import FullTrainable, LoraTrainable, Trainable
+
+
+class MLXEngine:
+    """Implements `Engine` with mlx-lm's model definitions."""
+
+    name = "mlx"
+    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING})
+
+    def info(self) -> EngineInfo:
+        versions = compat.versions()
+        blas = load_openblas()
+        device = compat.device_name()
+        if compat.on_cpu():
+            device = f"cpu ({blas.name})"
+        advice = blas.advice if compat.on_cpu() else ()
+        return EngineInfo(self.name, versions["mlx"], device, {"mlx-lm": versions["mlx-lm"], "blas": blas.name}, advice)
+
+    def open_training(
+        self,
+        model: Path,
+        *,
+        model_config: ModelConfig,
+        training: TrainingConfig,
+        lora: LoraConfig,
+        init: AdapterInit,
+    ) -> TrainSession:
+        base = load_base(model, model_config, seed=training.seed)
+        trainable: Trainable
+        trainable = FullTrainable(base) if training.method == "full" else LoraTrainable(base, lora, init)
+        if training.gradient_checkpointing:
+            trainable.checkpoint_layers()
+        return MLXTrainSession(trainable, training)
+
+    def open_inference(
+        self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
+    ) -> InferenceSession:
+        return MLXInferenceSession(load_base(model, model_config), adapters)
+
+    def merge(self, model: Path, *, adapter: Path, destination: Path) -> MergeReport:
+        return merge_adapter(model, adapter=adapter, destination=destination)

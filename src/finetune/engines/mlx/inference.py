@@ -1,0 +1,53 @@
+"""One base in memory with any number of adapters; each call says which of them answers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from finetune.core.errors import UsageError
+from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount
+from finetune.engines.base import Generator
+from finetune.engines.mlx.adapters import make_adaptable, on_device, read_for
+from finetune.engines.mlx.generate import MLXGenerator
+from finetune.engines.mlx.loading import BaseModel
+from finetune.engines.mlx.scoring import batch_logprobs, batch_loss
+from finetune.engines.mlx.trainable import count_parameters
+
+
+class MLXInferenceSession:
+    """Implements `InferenceSession`."""
+
+    def __init__(self, base: BaseModel, adapters: Mapping[str, Path]) -> None:
+        read = {name: read_for(base.model, base.layout, directory) for name, directory in adapters.items()}
+        total = count_parameters(base.model)
+        adaptable = make_adaptable(base, {module for adapter in read.values() for module in adapter.pairs})
+        self._base, self._slot = adaptable.base, adaptable.slot
+        self._adapters = {name: on_device(adapter) for name, adapter in read.items()}
+        trainable = sum(adapter.parameters for adapter in read.values())
+        self._parameters = ParameterCount(trainable, total + trainable)
+
+    @property
+    def parameters(self) -> ParameterCount:
+        return self._parameters
+
+    def loss(self, batch: Batch, *, adapter: str | None = None) -> LossSum:
+        self._select(adapter)
+        return batch_loss(self._base, batch)
+
+    def token_logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
+        self._select(adapter)
+        return batch_logprobs(self._base, batch)
+
+    def generator(self) -> Generator:
+        return MLXGenerator(self._base, self._select)
+
+    def _select(self, adapter: str | None) -> None:
+        if adapter is not None and adapter not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise UsageError(f"No adapter is called {adapter!r}. Loaded adapters: {known}.")
+        self._slot.active = {} if adapter is None else self._adapters[adapter]
+
+    def close(self) -> None:
+        del self._base, self._slot, self._adapters
+        mx.clear_cache()

@@ -1,0 +1,153 @@
+"""The training session: gradients summed over micro-batches, one guarded update, and a state that resumes exactly."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from finetune.config.schema import TrainingConfig
+from finetune.core.errors import CheckpointError, TrainingError
+from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
+from finetune.engines.base import Generator
+from finetune.engines.mlx.device import explained_memory
+from finetune.engines.mlx.generate import MLXGenerator
+from finetune.engines.mlx.loss import Positions, gather, summed_loss
+from finetune.engines.mlx.optimizer import Optimizer
+from finetune.engines.mlx.scoring import batch_loss, positions_of
+from finetune.engines.mlx.trainable import Trainable, Weights
+
+STATE_FILE = "optimizer.safetensors"
+_MASTER = "master:"  # float32 weights, where save_weights rounds them
+_CALLS = "calls"
+
+
+@dataclass(frozen=True, slots=True)
+class MLXPendingStep:
+    """A step that the device is computing."""
+
+    loss: Any
+    norm: Any
+    applied: Any
+
+    def result(self) -> StepResult:
+        with explained_memory():
+            mx.eval(self.loss, self.norm, self.applied)
+        return StepResult(float(self.loss.item()), float(self.norm.item()), bool(self.applied.item()))
+
+
+class MLXTrainSession:
+    """Implements `TrainSession` over a `Trainable`."""
+
+    def __init__(self, trainable: Trainable, training: TrainingConfig) -> None:
+        mx.reset_peak_memory()
+        self._trainable = trainable
+        self._base = trainable.base
+        self._seed = training.seed
+        self._weights: Weights = trainable.initial()
+        self._optimizer = Optimizer(training, trainable.decays)
+        self._state = self._optimizer.initial_state(self._weights)
+        self._calls = 0
+        self._summed = summed_loss(self._base.split.head, self._base.vocabulary, training.label_smoothing)
+        self._gradient = mx.value_and_grad(self._loss)
+        mx.eval(self._weights, self._state)
+
+    @property
+    def parameters(self) -> ParameterCount:
+        return ParameterCount(sum(array.size for array in self._weights.values()), self._trainable.total)
+
+    def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> MLXPendingStep:
+        micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
+        tokens = sum(batch.trained_tokens for batch in micro_batches)
+        if not tokens:
+            raise TrainingError("A step has no token to train on. Check the loss masks with `ft dataset inspect`.")
+        total = mx.array(0.0)
+        gradients: Weights = {}
+        with explained_memory():
+            for number, batch in enumerate(micro_batches):
+                loss, part = self._micro_batch(batch, number)
+                total = total + loss
+                gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
+                mx.async_eval(total, gradients)  # one micro-batch's activations in memory at a time
+            updated = self._optimizer.update(
+                self._weights,
+                gradients,
+                self._state,
+                loss=total,
+                tokens=mx.array(float(tokens)),
+                learning_rate=mx.array(learning_rate, mx.float32),
+            )
+            self._weights, self._state = updated.weights, updated.state
+            self._calls += 1
+            mean = total / tokens
+            mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)
+        return MLXPendingStep(mean, updated.norm, updated.applied)
+
+    def _micro_batch(self, batch: Batch, number: int) -> tuple[Any, Weights]:
+        """(summed loss, its gradients); the dropout key is a function of seed, step and micro-batch."""
+        key = mx.array(np.random.SeedSequence([self._seed, self._calls, number]).generate_state(2))
+        loss, gradients = self._gradient(self._weights, mx.array(batch.inputs), positions_of(batch), key)
+        return loss, gradients
+
+    def _loss(self, weights: Weights, inputs: Any, positions: Positions, key: Any) -> Any:
+        self._trainable.bind(weights, key)
+        hidden = gather(self._base.split.body(inputs), positions)
+        head = self._trainable.head_parameters(weights)
+        loss, _ = self._summed(hidden, positions.targets, positions.weights, *head)
+        return loss
+
+    def loss(self, batch: Batch) -> LossSum:
+        self._trainable.bind(self._weights)
+        return batch_loss(self._base, batch)
+
+    def generator(self) -> Generator:
+        return MLXGenerator(self._base, self._select)
+
+    def _select(self, adapter: str | None) -> None:
+        self._trainable.bind(self._weights)
+
+    def weights(self) -> Mapping[str, FloatArray]:
+        return {name: np.array(array) for name, array in self._weights.items()}
+
+    def save_weights(self, directory: Path) -> None:
+        self._trainable.save(self._weights, directory)
+
+    def save_state(self, directory: Path) -> None:
+        arrays = {name: np.array(array) for name, array in self._state.items()}
+        if not self._trainable.exact:
+            arrays.update({f"{_MASTER}{name}": np.array(array) for name, array in self._weights.items()})
+        arrays[_CALLS] = np.array(self._calls, np.int64)
+        save_file(arrays, directory / STATE_FILE)
+
+    def load_state(self, directory: Path) -> None:
+        found = _read_state(directory / STATE_FILE)
+        self._calls = int(found.pop(_CALLS))
+        masters = {name.removeprefix(_MASTER): found.pop(name) for name in list(found) if name.startswith(_MASTER)}
+        shapes = {name: array.shape for name, array in self._state.items()}
+        if {name: array.shape for name, array in found.items()} != shapes:
+            raise CheckpointError(
+                f"{directory / STATE_FILE} belongs to another optimizer, model or adapter. "
+                "Resume with the configuration of the checkpoint."
+            )
+        weights = {name: mx.array(array) for name, array in masters.items()} or self._trainable.load(directory)
+        self._weights = {name: weights[name] for name in self._weights}
+        self._state = {name: mx.array(found[name]) for name in self._state}
+        mx.eval(self._weights, self._state)
+
+    def peak_memory_bytes(self) -> int:
+        return int(mx.get_peak_memory())
+
+    def close(self) -> None:
+        del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
+        mx.clear_cache()
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from None
