@@ -74,6 +74,7 @@ Resume = Annotated[
 @app.callback()
 def train(
     context: typer.Context,
+    *,
     config: Config = None,
     model: Annotated[str | None, _flag("--model", "MODEL")] = None,
     data: Annotated[str | None, _flag("--data", "DATA")] = None,
@@ -131,6 +132,7 @@ def _config_file(config: Path | None, model: str | None, data: str | None) -> Pa
 @app.command()
 def start(
     context: typer.Context,
+    *,
     model: Model,
     data: Data,
     config: Config = None,
@@ -163,6 +165,7 @@ def start(
 @app.command()
 def quick(
     context: typer.Context,
+    *,
     model: Model,
     data: Data,
     template: Template = None,
@@ -186,6 +189,7 @@ def quick(
 @app.command()
 def validate(
     context: typer.Context,
+    *,
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration file.", show_default=False)],
     profile: Profile = None,
     overrides: Overrides = None,
@@ -233,8 +237,8 @@ def _run(loaded: LoadedConfig, *, resume: Path | None, json: bool) -> None:
     from finetune.tracking.console import ConsoleListener
     from finetune.workflows.train import train as run_training
 
-    with quiet_output(json):
-        result = run_training(loaded, listeners=[ConsoleListener()], resume=resume)
+    with quiet_output(json), ConsoleListener(stderr=json) as listener:
+        result = run_training(loaded, listeners=[listener], resume=resume)
     _show(result, json=json)
 
 
@@ -242,8 +246,8 @@ def _resume(path: Path, *, json: bool) -> None:
     from finetune.tracking.console import ConsoleListener
     from finetune.workflows.train import resume as resume_training
 
-    with quiet_output(json):
-        result = resume_training(path, listeners=[ConsoleListener()])
+    with quiet_output(json), ConsoleListener(stderr=json) as listener:
+        result = resume_training(path, listeners=[listener])
     _show(result, json=json)
 
 
