@@ -1,6 +1,6 @@
 """`ft chat`: a conversation with a model, with its adapter switched on or off at any time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ class Conversation:
             raise UsageError("There is no adapter to switch on. Start `ft chat` with --adapter, or with a run.")
         self.adapter_is_on = on
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str]:
         """The answer, piece by piece. Raises UsageError, and forgets the question, where it is too long."""
         request = self._request(text, self._opened.adapter if self.adapter_is_on else None)
         said = ""
