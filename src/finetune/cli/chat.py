@@ -48,7 +48,7 @@ def chat(
       ft chat outputs/mine
       ft chat --model MODEL --adapter outputs/mine/adapter --system "Answer in one sentence."
       echo "Wake me at seven" | ft chat --model demo
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import chat as workflow
 
     options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)

@@ -44,7 +44,7 @@ def evaluate(
       ft evaluate outputs/mine --checkpoint best --data test.jsonl --json
       ft evaluate --model MODEL --adapter outputs/mine/adapter --data test.jsonl --limit 100
       ft evaluate --model demo --data examples/sample_dataset.json
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import evaluate as workflow
 
     with quiet_output(json):

@@ -39,7 +39,7 @@ def export(
       ft export outputs/mine --format merged --output my-model
       ft export outputs/mine --format mlx --output my-adapter --checkpoint best
       ft export path/to/adapter --model MODEL --format peft --output for-peft
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import export as workflow
 
     with quiet_output(json):

@@ -41,7 +41,7 @@ def generate(
       ft generate --model outputs/mine --prompt "Wake me at seven" --max-tokens 64 --json
       ft generate --model MODEL --adapter outputs/mine/adapter --prompt "Hello" --temperature 0.7 --top-p 0.9
       ft generate --model MODEL --raw --prompt "Once upon a time"
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import generate as workflow
 
     options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)

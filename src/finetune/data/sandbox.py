@@ -22,7 +22,7 @@ _BUDGET = "\ufdd5"  # a name that no template can write
 
 # A template that prints today's date would give other tokens tomorrow, and a resumed run other data.
 # Llama 3's templates use this date themselves where they are given no clock.
-_DATE = datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar date, in no time zone
+_DATE = datetime(2024, 7, 26)
 
 
 class _Budget:

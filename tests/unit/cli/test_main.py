@@ -1,7 +1,6 @@
 """Errors become one message and an exit code; with --json, one document."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """`ft doctor` raises what the test puts into the list."""
     errors: list[BaseException] = []
 
@@ -22,7 +21,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
         raise errors[0]
 
     monkeypatch.setattr("finetune.workflows.doctor.examine", doctor)
-    yield errors
+    return errors
 
 
 @pytest.mark.parametrize(
