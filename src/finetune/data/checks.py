@@ -1,0 +1,111 @@
+"""What is wrong or odd about rows: counted, named by line, and refused past a rate."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.core.errors import DataError
+from finetune.data.rows import Example, Message, Problem
+
+_SHOWN = 5
+
+
+def check_error_rate(file: str, problems: Sequence[Problem], rows: int, max_error_rate: float) -> None:
+    """Raise DataError where more than the allowed share of a file's rows cannot be used."""
+    if not problems or (len(problems) <= max_error_rate * rows and len(problems) < rows):
+        return
+    first = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+    more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+    raise DataError(
+        f"{file}: {len(problems):,} of {rows:,} rows cannot be used ({len(problems) / rows:.1%}); "
+        f"data.max_error_rate allows {max_error_rate:.0%}. Correct them, or raise the rate to drop them:\n{first}{more}"
+    )
+
+
+def row_key(example: Example) -> str:
+    """Equal for exact duplicates: the same conversation or text, tools and label."""
+    content = [example.text, [asdict(m) for m in example.messages], example.tools, example.fields, example.desirable]
+    return _digest(content)
+
+
+def prompt_key(example: Example) -> str:
+    """Equal for rows with the same request: everything in front of the first answer, or the whole of a text."""
+    if example.text is not None:
+        return _digest(example.text)
+    opening: list[Message] = []
+    for message in example.messages:
+        if message.role == "assistant":
+            break
+        opening.append(message)
+    return _digest([(message.role, message.content.strip()) for message in opening])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode("utf-8")).hexdigest()
+
+
+def repeated(examples: Sequence[Example]) -> list[int]:
+    """Positions of rows that are exact duplicates of an earlier one."""
+    seen: set[str] = set()
+    found = []
+    for position, example in enumerate(examples):
+        key = row_key(example)
+        if key in seen:
+            found.append(position)
+        seen.add(key)
+    return found
+
+
+def conflicting_prompts(examples: Sequence[Example]) -> list[list[Example]]:
+    """Groups of rows with the same request of which some are labelled desirable and some undesirable."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        if example.desirable is not None:
+            groups[prompt_key(example)].append(example)
+    return [group for group in groups.values() if len({example.desirable for example in group}) > 1]
+
+
+def label_counts(examples: Sequence[Example]) -> dict[str, int]:
+    """How many rows carry each label."""
+    names = {True: "desirable", False: "undesirable", None: "unlabelled"}
+    counts = dict.fromkeys(names.values(), 0)
+    for example in examples:
+        counts[names[example.desirable]] += 1
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """How long rows are, in tokens or characters. `histogram` pairs an upper bound with a number of rows."""
+
+    shortest: int
+    median: int
+    p95: int
+    p99: int
+    longest: int
+    total: int
+    histogram: tuple[tuple[int, int], ...]
+
+    @property
+    def recommended(self) -> int:
+        """A limit that cuts next to nothing: the longest row, or the 99th percentile where a few are far longer."""
+        covering = -(-self.p99 // 32) * 32
+        return self.longest if self.longest <= 1.5 * covering else covering
+
+
+def summarise_lengths(lengths: Sequence[int]) -> LengthSummary | None:
+    """Percentiles are lengths that occur; the histogram's bounds are powers of two. None for no rows."""
+    if not lengths:
+        return None
+    ordered = np.sort(np.asarray(lengths, np.int64))
+    at = [int(np.percentile(ordered, share, method="higher")) for share in (50, 95, 99)]
+    bins: dict[int, int] = defaultdict(int)
+    for length in ordered.tolist():
+        bins[max(16, 1 << max(0, length - 1).bit_length())] += 1
+    histogram = tuple(sorted(bins.items()))
+    return LengthSummary(int(ordered[0]), at[0], at[1], at[2], int(ordered[-1]), int(ordered.sum()), histogram)
