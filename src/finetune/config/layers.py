@@ -170,15 +170,24 @@ def read_overrides(overrides: Sequence[str]) -> LayerValues:
 
 
 def _add_text(layer: LayerValues, key: str, text: str, source: Source) -> None:
-    """A value typed in a shell is read as YAML, so that 1e-4, null, true and [a, b] mean what they mean in a file."""
+    """A value typed in a shell is read as YAML, so that 1e-4, null, true and [a, b] mean what they mean in a file.
+
+    Where text is wanted (a path, a name), `run: 3 # new` is that text: nobody quotes twice in a shell.
+    """
+    if (
+        key in options()
+        and options()[key].accepts_text
+        and text
+        and text not in ("null", "~")
+        and text[0] not in "'\"["
+    ):
+        _add(layer, key, text, source, {})
+        return
     try:
-        document = read_yaml(text)
+        value = read_yaml(text).value
     except YamlProblem as error:
         layer.refuse(source, f"{key} = {short(text)} ({source}): not a YAML value: {error}.")
         return
-    value = document.value
-    if key in options() and options()[key].accepts_text and isinstance(value, bool | int | float):
-        value = text
     _add(layer, key, value, source, {})
 
 

@@ -50,17 +50,20 @@ class Option:
 
     @property
     def accepts_text(self) -> bool:
-        """Whether free text is a value: what is typed in a shell is then never read as a number."""
-        return str in (self.field.annotation, *typing.get_args(self.field.annotation))
+        """Whether free text is a value."""
+        return str in _members(self.field.annotation)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; of any other type, itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
-    if typing.get_origin(annotation) is Literal:
-        return typing.get_args(annotation)
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(annotation) if member is not type(None)]
-        if len(members) == 1:
-            return _choices(members[0])
+    members = [member for member in _members(annotation) if member is not type(None)]
+    if len(members) == 1 and typing.get_origin(members[0]) is Literal:
+        return typing.get_args(members[0])
     return ()
 
 

@@ -119,7 +119,13 @@ class _Bar:
         self._print(_headline(event))
         self._progress = _make_progress(self._console)
         self._task = self._progress.add_task(
-            "training", total=event.total_steps, completed=event.resumed_from or 0, loss="-", rate="-", speed="-", memory="-"
+            "training",
+            total=event.total_steps,
+            completed=event.resumed_from or 0,
+            loss="-",
+            rate="-",
+            speed="-",
+            memory="-",
         )
         self._progress.start()
 
@@ -189,4 +195,8 @@ def _sample(event: SampleGenerated) -> str:
 def _notice(event: Notice) -> str:
     from rich.markup import escape
 
-    return f"[yellow]Warning:[/] {escape(event.message)}" if event.level == "warning" else f"[dim]{escape(event.message)}[/]"
+    return (
+        f"[yellow]Warning:[/] {escape(event.message)}"
+        if event.level == "warning"
+        else f"[dim]{escape(event.message)}[/]"
+    )

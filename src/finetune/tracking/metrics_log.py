@@ -36,6 +36,11 @@ def to_line(record: dict[str, Any]) -> str:
     return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
+def to_text(record: dict[str, Any]) -> str:
+    """A record as strict JSON for people to read: indented, in its own letters."""
+    return json.dumps(finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def finite(value: Any) -> Any:
     """The value with each NaN and infinity in it replaced by None: JSON has no word for them."""
     match value:

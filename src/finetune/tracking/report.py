@@ -1,13 +1,11 @@
 """`report.json`: what a run did, in figures that scripts rely on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.core.types import ParameterCount
 from finetune.evaluation.metrics import perplexity
-from finetune.tracking.metrics_log import finite
 from finetune.training.state import TrainingState
 
 BYTES_PER_GB = 1e9
@@ -47,35 +45,28 @@ def make_report(state: TrainingState, facts: RunFacts, *, reason: str, result: M
     was evaluated.
     """
     loss = state.last_loss if state.best_eval_loss is None else state.best_eval_loss
-    return finite(
-        {
-            "engine": facts.engine,
-            "method": facts.method,
-            "model": facts.model,
-            "run_dir": facts.run_dir,
-            "steps": state.step,
-            "epochs": round(state.step / facts.steps_per_epoch, 4),
-            "tokens_processed": state.tokens_processed,
-            "tokens_trained": state.tokens_trained,
-            "tokens_per_second": state.tokens_processed / state.step_seconds if state.step_seconds else 0.0,
-            "initial_eval_loss": state.initial_eval_loss,
-            "best_eval_loss": state.best_eval_loss,
-            "final_eval_loss": state.final_eval_loss,
-            "final_loss": state.last_loss,
-            "perplexity": None if loss is None else perplexity(loss),
-            "accuracy": state.best_accuracy,
-            "training_time_seconds": state.elapsed_seconds,
-            "peak_memory_gb": state.peak_memory_bytes / BYTES_PER_GB,
-            "parameters": asdict(facts.parameters),
-            "rows": asdict(facts.rows),
-            "validation_rows": facts.validation_rows,
-            "skipped_steps": state.skipped,
-            "finish_reason": reason,
-            "result": dict(result),
-        }
-    )
-
-
-def report_text(report: Mapping[str, Any]) -> str:
-    """The text of `report.json`."""
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return {
+        "engine": facts.engine,
+        "method": facts.method,
+        "model": facts.model,
+        "run_dir": facts.run_dir,
+        "steps": state.step,
+        "epochs": round(state.step / facts.steps_per_epoch, 4),
+        "tokens_processed": state.tokens_processed,
+        "tokens_trained": state.tokens_trained,
+        "tokens_per_second": state.tokens_processed / state.step_seconds if state.step_seconds else 0.0,
+        "initial_eval_loss": state.initial_eval_loss,
+        "best_eval_loss": state.best_eval_loss,
+        "final_eval_loss": state.final_eval_loss,
+        "final_loss": state.last_loss,
+        "perplexity": None if loss is None else perplexity(loss),
+        "accuracy": state.best_accuracy,
+        "training_time_seconds": state.elapsed_seconds,
+        "peak_memory_gb": state.peak_memory_bytes / BYTES_PER_GB,
+        "parameters": asdict(facts.parameters),
+        "rows": asdict(facts.rows),
+        "validation_rows": facts.validation_rows,
+        "skipped_steps": state.skipped,
+        "finish_reason": reason,
+        "result": dict(result),
+    }

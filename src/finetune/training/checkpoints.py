@@ -5,13 +5,14 @@ A directory without a valid manifest is never resumed from and never deleted. Se
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.core.errors import CheckpointError, TrainingError
+from finetune.core.errors import CheckpointError, FinetuneError, TrainingError
 from finetune.core.files import is_temporary, sha256_of, sync, temporary_beside
 from finetune.core.paths import MANIFEST, RunPaths
 from finetune.engines.base import TrainSession
@@ -21,7 +22,7 @@ FORMAT = 1
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 NOT_PART_OF_THE_RESULT = frozenset({MANIFEST, STATE, OPTIMIZER})
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 Warn = Callable[[str], None]
 
@@ -60,7 +61,10 @@ class Checkpoints:
             set_aside(target)
             temporary.rename(target)
             sync(self.paths.checkpoints)
-        except (OSError, RuntimeError) as error:
+        except FinetuneError:
+            raise
+        except Exception as error:
+            # Engines write through libraries that raise classes of their own where the disk is full.
             raise TrainingError(self._what_failed(error, state.step)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -121,7 +125,7 @@ class Checkpoints:
                     path.unlink()
 
     def _what_failed(self, error: Exception, step: int) -> str:
-        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        full = any(words in str(error) for words in NO_SPACE)
         free = shutil.disk_usage(self.paths.root).free / 1e6
         whole = [found for found in self.steps() if found != step and is_sealed(self.paths.checkpoint(found))]
         kept = f"The checkpoint of step {whole[-1]} is intact" if whole else "There is no earlier checkpoint"

@@ -5,6 +5,7 @@ that was stopped anywhere and resumed does what the uninterrupted run does, bit 
 """
 
 import math
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ class Outcome:
 
     state: TrainingState
     reason: str
+    signal: signal.Signals | None = None  # set where a signal ended the run before its end
 
 
 class Trainer:
@@ -91,7 +93,7 @@ class Trainer:
             self._save_if_due()
         except MemoryError as error:
             raise TrainingError(_out_of_memory(self._state.step + 1)) from error
-        return Outcome(self._state, self._reason())
+        return self._outcome()
 
     def _is_complete(self) -> bool:
         evaluated = self._validation is None or self._state.evaluated_step == self._state.step
@@ -101,10 +103,10 @@ class Trainer:
         patience = self._plan.patience
         return patience is not None and self._state.evaluations_without_improvement >= patience
 
-    def _reason(self) -> str:
+    def _outcome(self) -> Outcome:
         if not self._is_complete() and self._stop.signal is not None:
-            return self._stop.signal.name
-        return "early_stopping" if self._state.step < self._plan.total_steps else "completed"
+            return Outcome(self._state, self._stop.signal.name, self._stop.signal)
+        return Outcome(self._state, "early_stopping" if self._state.step < self._plan.total_steps else "completed")
 
     def _step(self) -> None:
         index = self._state.step

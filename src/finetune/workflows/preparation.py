@@ -1,0 +1,133 @@
+"""Everything that a run needs before anything is written: the model, the data, the plan, and what identifies them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import DataConfig, DataFile, RunConfig
+from finetune.core.files import sha256_of
+from finetune.data.batching import BatchPlan
+from finetune.data.prepare import PreparedData, prepare_data
+from finetune.data.tokenizer import TextTokenizer
+from finetune.engines.base import Engine
+from finetune.engines.registry import choose_engine, needed_features, require
+from finetune.models.source import DEMO, ModelSource, resolve_model
+from finetune.training.plan import DEFAULT_EPOCHS, TrainingPlan, make_plan
+
+CONTENT_OF_A_MODEL = ("config.json", "*.safetensors")
+SHORTEST_MAX_LENGTH = 16  # the schema's least
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A run that could start now. `config` has every inferred value written out."""
+
+    config: RunConfig
+    engine: Engine
+    source: ModelSource
+    tokenizer: TextTokenizer
+    data: PreparedData
+    batches: BatchPlan
+    plan: TrainingPlan
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on: hashes of model, tokenizer, template and data."""
+        return {
+            "model": self.model_files(),
+            "tokenizer": self.tokenizer.fingerprint,
+            "template": self.data.template.sha256,
+            "data": dict(self.data.fingerprints),
+        }
+
+    def model_files(self) -> dict[str, str]:
+        """SHA-256 of the files that the weights come from; drawing them at random needs config.json alone."""
+        patterns = CONTENT_OF_A_MODEL if self.config.model.init == "pretrained" else CONTENT_OF_A_MODEL[:1]
+        files = sorted(path for pattern in patterns for path in self.source.path.glob(pattern))
+        return {path.name: sha256_of(path) for path in files}
+
+
+def prepare(config: RunConfig) -> Preparation:
+    """Choose the engine, read model description, tokenizer and data, and work out the plan. Writes nothing.
+
+    Options that the engine lacks are refused first; weights are not loaded yet.
+    """
+    engine = choose_engine(config.model)
+    require(engine, needed_features(config))
+    source = resolve_model(config.model.name, weights=config.model.init == "pretrained")
+    tokenizer = TextTokenizer.open(source.path)
+    data = prepare_data(
+        config.data,
+        tokenizer=tokenizer,
+        context_length=source.context_length,
+        seed=config.training.seed,
+        samples=config.output.sample_prompts,
+    )
+    batches = batch_plan(config, data, pad_id=tokenizer.pad_id)
+    plan = make_plan(config.training, config.output, steps_per_epoch=batches.steps_per_epoch)
+    return Preparation(resolved(config, data, plan), engine, source, tokenizer, data, batches, plan)
+
+
+def batch_plan(config: RunConfig, data: PreparedData, *, pad_id: int) -> BatchPlan:
+    """The rows of each step, and how they are cut into micro-batches."""
+    training = config.training
+    return BatchPlan(
+        data.train,
+        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
+        max_rows=training.batch_size,
+        max_tokens=training.max_batch_tokens,
+        seed=training.seed,
+        pad_id=pad_id,
+    )
+
+
+def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunConfig:
+    """The configuration with inferred values and absolute paths: loading it repeats the run from any directory.
+
+    It names no output directory, so that it can be run again as it is.
+    """
+    training: dict[str, Any] = {"warmup_steps": plan.warmup_steps}
+    if config.training.epochs is None and config.training.max_steps is None:
+        training["epochs"] = DEFAULT_EPOCHS
+    output = {"output_dir": None, "eval_steps": plan.eval_steps, "checkpoint_steps": plan.checkpoint_steps}
+    name = config.model.name
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": _absolute(name) if _is_path(name) else name}),
+            "lora": config.lora.model_copy(update={"alpha": config.lora.effective_alpha}),
+            "training": config.training.model_copy(update=training),
+            "data": config.data.model_copy(update=_resolved_data(config, data)),
+            "output": config.output.model_copy(update=output),
+        }
+    )
+
+
+def _resolved_data(config: RunConfig, data: PreparedData) -> Mapping[str, Any]:
+    given = config.data
+    template = given.template or data.template.name
+    values: dict[str, Any] = {
+        "train_file": _absolute_files(given),
+        "validation_file": None if given.validation_file is None else _absolute(given.validation_file),
+        "template": _absolute(template) if Path(template).suffix in {".jinja", ".jinja2", ".j2"} else template,
+    }
+    # Only inference gives a length that the schema refuses: below its least, or above what a micro-batch holds.
+    if SHORTEST_MAX_LENGTH <= data.max_length <= (config.training.max_batch_tokens or data.max_length):
+        values["max_length"] = data.max_length
+    return values
+
+
+def _absolute_files(given: DataConfig) -> str | tuple[str | DataFile, ...]:
+    if isinstance(given.train_file, str):
+        return _absolute(given.train_file)
+    return tuple(
+        _absolute(file) if isinstance(file, str) else file.model_copy(update={"path": _absolute(file.path)})
+        for file in given.train_file
+    )
+
+
+def _is_path(model: str) -> bool:
+    return model != DEMO and Path(model).expanduser().is_dir()
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

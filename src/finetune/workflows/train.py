@@ -1,0 +1,226 @@
+"""`ft train`: tune a model on a data set as a configuration says, or go on with a run that was stopped."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.lora import seeded_init
+from finetune.config.advice import advise
+from finetune.config.dump import dump_config
+from finetune.config.load import LoadedConfig, load_config
+from finetune.config.schema import RunConfig
+from finetune.core.errors import StoppedBySignal, TrainingError
+from finetune.core.events import Listener, Notice, RunFinished, RunStarted
+from finetune.core.files import write_atomically
+from finetune.core.paths import RunPaths
+from finetune.engines.base import TrainSession
+from finetune.tracking.metrics_log import MetricsLog, to_text
+from finetune.tracking.sinks import Broadcast
+from finetune.tracking.text_log import TextLog
+from finetune.training.checkpoints import Checkpoints
+from finetune.training.run_directory import check_new, create, held, locate
+from finetune.training.signals import StopRequest, stop_on_signals
+from finetune.training.trainer import Outcome, Trainer
+from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.record import run_record
+from finetune.workflows.results import Finisher
+from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind
+from finetune.workflows.validation import validation_of
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run did and left. Losses in nats per trained token; NaN where the run has no such figure."""
+
+    run_dir: Path
+    final_loss: float  # training loss of the last step
+    perplexity: float  # of the result, on the validation rows
+    training_time: float  # seconds
+    peak_memory_gb: float
+    metrics: Mapping[str, Any]  # report.json
+    adapter: Path | None  # the result of LoRA
+    model: Path | None  # the result of full fine-tuning
+
+
+def train(
+    config: RunConfig | LoadedConfig, *, listeners: Sequence[Listener] = (), resume: Path | None = None
+) -> TrainingResult:
+    """Tune a model on a data set as `config` says, and leave the result in `output.output_dir`.
+
+    With `resume` (a run or one of its checkpoints) go on there instead, if `config` still means the same steps.
+    Ctrl-C and SIGTERM save a checkpoint and raise StoppedBySignal. Raises other FinetuneErrors for all that a
+    person can put right; what is wrong with the configuration, the data or the model leaves nothing behind.
+    """
+    settings = config.config if isinstance(config, LoadedConfig) else config
+    if resume is not None:
+        return _go_on(settings, resume, listeners)
+    directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
+    check_new(directory)
+    prepared = prepare(settings)
+    with _open_session(prepared) as session:
+        paths = create(directory)
+        _write_inputs(paths, prepared)
+        with held(paths):
+            return _Run(paths, prepared, session, listeners).go(None, notices=_notices(prepared))
+
+
+def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequence[Listener] = ()) -> TrainingResult:
+    """Go on with a run (its latest whole checkpoint) or from one checkpoint of it, bit for bit.
+
+    `overrides` are `section.key=value`; `training.compatibility.MAY_CHANGE` lists what they may change.
+    """
+    paths, _ = locate(Path(run))
+    return train(load_config(paths.config, environ={}, overrides=overrides), listeners=listeners, resume=Path(run))
+
+
+def _go_on(config: RunConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
+    paths, chosen = locate(resume)
+    prepared = prepare(config)
+    warnings = refuse_changes(paths, prepared)
+    with held(paths), _open_session(prepared) as session:
+        checkpoints = Checkpoints(paths, config.output.keep_checkpoints)
+        checkpoints.clean()
+        start = find_starting_point(paths, checkpoints, chosen, warnings.append)
+        rewind(paths, checkpoints, start)
+        notices = [Notice(level="warning", message=message) for message in warnings]
+        return _Run(paths, prepared, session, listeners).go(start, notices=notices)
+
+
+@contextmanager
+def _open_session(prepared: Preparation) -> Iterator[TrainSession]:
+    config = prepared.config
+    session = prepared.engine.open_training(
+        prepared.source.path,
+        model_config=config.model,
+        training=config.training,
+        lora=config.lora,
+        init=seeded_init(config.training.seed),
+    )
+    with closing(session):
+        yield session
+
+
+def _write_inputs(paths: RunPaths, prepared: Preparation) -> None:
+    """config.yml and run.json, which comes last: with it, the directory is a run."""
+    try:
+        paths.checkpoints.mkdir()
+        write_atomically(paths.config, dump_config(prepared.config))
+        write_atomically(paths.run_info, to_text(run_record(prepared)))
+    except OSError as error:
+        for file in (paths.config, paths.run_info):
+            file.unlink(missing_ok=True)
+        paths.checkpoints.rmdir()
+        paths.root.rmdir()
+        raise TrainingError(f"The run's directory {paths.root} cannot be written: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run that is prepared, with its directory and its session open."""
+
+    paths: RunPaths
+    prepared: Preparation
+    session: TrainSession
+    listeners: Sequence[Listener]
+
+    def go(self, start: StartingPoint | None, *, notices: Sequence[Notice]) -> TrainingResult:
+        """Train from `start` (None: from the first step) to the end, and leave the results."""
+        with closing(MetricsLog(self.paths.metrics)) as metrics, closing(TextLog(self.paths.log)) as log:
+            emit = Broadcast([metrics, log, *self.listeners])
+            for notice in notices:
+                emit(notice)
+            if start is not None:
+                self.session.load_state(start.checkpoint)
+            emit(self._started(start))
+            outcome = self._loop(start, emit)
+            return self._end(outcome, emit)
+
+    def _loop(self, start: StartingPoint | None, emit: Listener) -> Outcome:
+        with stop_on_signals(StopRequest()) as stop:
+            return Trainer(
+                self.session,
+                self.prepared.plan,
+                self.prepared.batches,
+                validation=validation_of(self.prepared),
+                checkpoints=Checkpoints(self.paths, self.prepared.config.output.keep_checkpoints),
+                emit=emit,
+                stop=stop,
+                state=None if start is None else start.state,
+            ).run()
+
+    def _end(self, outcome: Outcome, emit: Listener) -> TrainingResult:
+        state = outcome.state
+        if outcome.signal is not None:
+            emit(RunFinished(step=state.step, reason=outcome.reason, seconds=state.elapsed_seconds))
+            raise StoppedBySignal(
+                f"Stopped by {outcome.reason} after step {state.step}, which is saved. "
+                f"Go on with: ft train --resume {self.paths.root}",
+                outcome.signal,
+            )
+        finisher = Finisher(self.paths, self.prepared, self.session.parameters, emit)
+        report = finisher.finish(outcome)
+        emit(RunFinished(step=state.step, reason=outcome.reason, seconds=state.elapsed_seconds, summary=dict(report)))
+        finisher.write_page(report)
+        return _result(self.paths, report, finisher.place)
+
+    def _started(self, start: StartingPoint | None) -> RunStarted:
+        prepared, parameters = self.prepared, self.session.parameters
+        return RunStarted(
+            run_dir=str(self.paths.root),
+            engine=prepared.engine.name,
+            method=prepared.config.training.method,
+            model=prepared.source.name,
+            total_steps=prepared.plan.total_steps,
+            steps_per_epoch=prepared.plan.steps_per_epoch,
+            trainable_parameters=parameters.trainable,
+            total_parameters=parameters.total,
+            train_rows=len(prepared.data.train),
+            validation_rows=len(prepared.data.validation),
+            resumed_from=None if start is None else start.state.step,
+        )
+
+
+def _result(paths: RunPaths, report: Mapping[str, Any], place: Path) -> TrainingResult:
+    return TrainingResult(
+        run_dir=paths.root,
+        final_loss=_number(report["final_loss"]),
+        perplexity=_number(report["perplexity"]),
+        training_time=report["training_time_seconds"],
+        peak_memory_gb=report["peak_memory_gb"],
+        metrics=report,
+        adapter=place if place == paths.adapter else None,
+        model=place if place == paths.model else None,
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _notices(prepared: Preparation) -> list[Notice]:
+    """What was inferred, what was left out, and what is unusual."""
+    lengths = [len(row) for row in prepared.data.train]
+    advice = advise(
+        prepared.config,
+        lengths=lengths,
+        validation_rows=len(prepared.data.validation),
+        total_steps=prepared.plan.total_steps,
+    )
+    return [
+        *(Notice(level="info", message=message) for message in (*prepared.data.notices, *prepared.plan.notices)),
+        *(Notice(level="warning", message=message) for message in advice),
+    ]
+
+
+def _default_directory(config: RunConfig) -> str:
+    """outputs/<model>-<data>-<time>."""
+    given = config.data.train_file
+    first = given if isinstance(given, str) else given[0]
+    data = Path(first if isinstance(first, str) else first.path)
+    names = (Path(config.model.name).name, data.name.split(".")[0], f"{datetime.now():%Y%m%d-%H%M%S}")
+    return f"outputs/{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '_', name) for name in names)}"
