@@ -10,7 +10,7 @@ import typer
 
 from finetune.cli import answers
 from finetune.cli.console import note
-from finetune.core.errors import UsageError
+from finetune.core.errors import FinetuneError
 
 if TYPE_CHECKING:
     from finetune.workflows.chat import Conversation
@@ -24,6 +24,7 @@ COMMANDS = """\
 
 
 def chat(
+    *,
     run: Annotated[Path | None, typer.Argument(help="A run's directory: its model, adapter and template.")] = None,
     model: answers.Model = None,
     adapter: answers.Adapter = None,
@@ -48,10 +49,19 @@ def chat(
       ft chat outputs/mine
       ft chat --model MODEL --adapter outputs/mine/adapter --system "Answer in one sentence."
       echo "Wake me at seven" | ft chat --model demo
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import chat as workflow
 
-    options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)
+    options = answers.answer_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     opened = workflow.chat(
         run,
         model=model,
@@ -95,7 +105,7 @@ def _turn(conversation: "Conversation", line: str) -> None:
             _command(conversation, line)
         else:
             _answer(conversation, line)
-    except UsageError as error:
+    except FinetuneError as error:
         note(str(error))
 
 

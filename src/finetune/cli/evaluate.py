@@ -18,6 +18,7 @@ LONGEST_SHOWN = 400  # characters of a sample on the terminal; --json has all
 
 
 def evaluate(
+    *,
     run: Annotated[
         Path | None, typer.Argument(help="A run's directory: model, adapter, template and rows are its own.")
     ] = None,
@@ -44,7 +45,7 @@ def evaluate(
       ft evaluate outputs/mine --checkpoint best --data test.jsonl --json
       ft evaluate --model MODEL --adapter outputs/mine/adapter --data test.jsonl --limit 100
       ft evaluate --model demo --data examples/sample_dataset.json
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import evaluate as workflow
 
     with quiet_output(json):

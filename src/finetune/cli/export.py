@@ -20,6 +20,7 @@ class Format(StrEnum):
 
 
 def export(
+    *,
     what: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's directory, or an adapter's.")],
     format: Annotated[Format, typer.Option("--format", "-f", help="PEFT or mlx-lm adapter, or one merged model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new or empty directory.")],
@@ -39,7 +40,7 @@ def export(
       ft export outputs/mine --format merged --output my-model
       ft export outputs/mine --format mlx --output my-adapter --checkpoint best
       ft export path/to/adapter --model MODEL --format peft --output for-peft
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import export as workflow
 
     with quiet_output(json):

@@ -11,6 +11,7 @@ from finetune.cli.console import JsonOption, note, print_json, quiet_output
 
 
 def generate(
+    *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to answer, or with --raw to continue.")],
     model: answers.Model = None,
     adapter: answers.Adapter = None,
@@ -41,10 +42,19 @@ def generate(
       ft generate --model outputs/mine --prompt "Wake me at seven" --max-tokens 64 --json
       ft generate --model MODEL --adapter outputs/mine/adapter --prompt "Hello" --temperature 0.7 --top-p 0.9
       ft generate --model MODEL --raw --prompt "Once upon a time"
-    """  # noqa: D301 - \b is click's mark for lines that must not be joined
+    """
     from finetune.workflows import generate as workflow
 
-    options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)
+    options = answers.answer_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     with quiet_output(json):
         result = workflow.generate(
             prompt,

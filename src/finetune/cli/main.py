@@ -23,6 +23,10 @@ INTERRUPTED = 130
 # name: one line for `ft --help`, in the order in which a person meets them.
 COMMANDS: Mapping[str, str] = {
     "train": "Tune a model on a file of examples, resume a run, check a configuration.",
+    "evaluate": "Measure base and tuned model on held-out rows, side by side.",
+    "generate": "Answer one prompt with a model, with or without an adapter.",
+    "chat": "Talk to a model on the terminal.",
+    "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
     "models": "List the models on this machine, and say what is in one.",
     "doctor": "Check this machine: engines, libraries, memory, what to install.",
 }

@@ -13,6 +13,7 @@ from finetune.cli.console import (
     print_json,
     print_table,
     quiet_output,
+    size,
 )
 from finetune.config.layers import profile_names
 from finetune.config.load import DEFAULT_CONFIG, LoadedConfig, load_config
@@ -95,8 +96,8 @@ def train(
     """
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context)
-    elif resume is not None and not _given(context.params, ignore={"resume", "json"}):
-        _resume(resume, json=json)
+    elif resume is not None and not _given(context.params, ignore={"resume", "overrides", "json"}):
+        _resume(resume, overrides or (), json=json)
     else:
         _run(_load(context.params, _config_file(config, model, data)), resume=resume, json=json)
 
@@ -242,12 +243,12 @@ def _run(loaded: LoadedConfig, *, resume: Path | None, json: bool) -> None:
     _show(result, json=json)
 
 
-def _resume(path: Path, *, json: bool) -> None:
+def _resume(path: Path, overrides: Sequence[str], *, json: bool) -> None:
     from finetune.tracking.console import ConsoleListener
     from finetune.workflows.train import resume as resume_training
 
     with quiet_output(json), ConsoleListener(stderr=json) as listener:
-        result = resume_training(path, listeners=[listener])
+        result = resume_training(path, overrides=overrides, listeners=[listener])
     _show(result, json=json)
 
 
@@ -267,8 +268,23 @@ def _show(result: "TrainingResult", *, json: bool) -> None:
 
 
 def _show_validation(found: "Validation") -> None:
-    print_table(("", ""), found.lines())
+    data, plan, memory = found.prepared.data, found.prepared.plan, found.memory
+    rows = data.report.rows
+    lines = [
+        ("model", f"{found.prepared.source.path} ({found.prepared.source.model_type})"),
+        ("rows", f"{rows.read:,} read, {len(data.train):,} to train on, {len(data.validation):,} to validate on"),
+        ("left out", f"{rows.dropped:,} dropped, {rows.duplicates:,} duplicates, {rows.undesirable:,} undesirable"),
+        ("length", f"at most {data.max_length:,} tokens; {rows.truncated:,} rows are cut"),
+        ("template", data.template.name),
+        ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
+    ]
+    if memory is not None:
+        lines.append(("trainable", f"{memory.trainable:,} parameters"))
+        lines.append(("memory", f"about {size(memory.bytes)} and activations"))
+    print_table(("", ""), lines)
+    _list("Values that were not given", [*data.notices, *plan.notices])
     _list("Advice", found.advice)
+    typer.echo("\nThe configuration and the data are in order.")
 
 
 def _list(title: str, sentences: Sequence[str]) -> None:

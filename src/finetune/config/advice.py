@@ -167,7 +167,9 @@ def _length_of_run(config: RunConfig, facts: Facts) -> str | None:
             f"The run reads each row about {passes:.0f} times: the model may learn the rows by heart. Usual is 1 to 5."
         )
     if steps < 20:
-        return f"The run has only {steps} steps. Lower training.gradient_accumulation_steps, or raise training.epochs."
+        accumulates = config.training.gradient_accumulation_steps > 1
+        lower = "training.gradient_accumulation_steps" if accumulates else "training.batch_size"
+        return f"The run has only {steps} steps, which is little to learn in. Lower {lower}, or raise training.epochs."
     return None
 
 

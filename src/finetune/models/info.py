@@ -54,8 +54,12 @@ class ModelInfo:
         return sum(module.lora_parameters(rank) for module in self.linear_modules)
 
     def lora_memory_bytes(self, rank: int) -> int:
+        """LoRA on all linear modules; without activations."""
+        return self.memory_bytes_with(self.lora_parameters(rank))
+
+    def memory_bytes_with(self, adapter_parameters: int) -> int:
         """Base as stored, adapter, its gradient and its moments in float32; without activations."""
-        return self.weight_bytes + self.lora_parameters(rank) * (2 * FLOAT32_BYTES + MOMENTS_BYTES)
+        return self.weight_bytes + adapter_parameters * (2 * FLOAT32_BYTES + MOMENTS_BYTES)
 
     @property
     def full_memory_bytes(self) -> int:

@@ -125,8 +125,8 @@ def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
     asking = [file for file, content in contents.items() if isinstance(content, dict) and content.get("auto_map")]
     if asking:
         raise ModelError(
-            f"{path} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never "
-            f"happens here. Choose a conversion without it, or remove auto_map if {config['model_type']} needs no code of its own."
+            f"{path} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never happens. "
+            f"Choose a conversion without it, or remove auto_map if {config['model_type']} needs no such code."
         )
 
 
@@ -142,8 +142,8 @@ def _require_weights(path: Path) -> None:
         )
     if pickled:
         raise ModelError(
-            f"{path} has its weights only as {', '.join(pickled)}. Such pickle files can run any program when they "
-            "are opened, so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
+            f"{path} has its weights only as {', '.join(pickled)}. Such pickle files can run any program when opened, "
+            "so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
         )
     raise ModelError(
         f"{path} has no weights (model.safetensors). Copy or download them, "

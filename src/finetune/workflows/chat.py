@@ -1,11 +1,11 @@
 """`ft chat`: a conversation with a model, with its adapter switched on or off at any time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.core.errors import UsageError
+from finetune.core.errors import FinetuneError, UsageError
 from finetune.data.rows import Message
 from finetune.data.templates import choose_template
 from finetune.generation.chat import ChatHistory
@@ -50,7 +50,7 @@ class Conversation:
             raise UsageError("There is no adapter to switch on. Start `ft chat` with --adapter, or with a run.")
         self.adapter_is_on = on
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str]:
         """The answer, piece by piece. Raises UsageError, and forgets the question, where it is too long."""
         request = self._request(text, self._opened.adapter if self.adapter_is_on else None)
         said = ""
@@ -78,16 +78,17 @@ class Conversation:
     def _request(self, text: str, adapter: str | None) -> TextRequest:
         """The next prompt; the oldest exchanges are forgotten, and that is said, where the context is full."""
         self.history.ask(text)
+        limit = self._opened.source.context_length
         try:
-            limit = self._opened.source.context_length
             forgotten = 0 if limit is None else self.history.fit(self._length, limit)
-        except UsageError:
+            prompt = self._opened.prompter.messages(self.history.messages)
+            request = fit_to_context(TextRequest(prompt, self._options, adapter), limit)
+        except FinetuneError:
             self.history.withdraw()
             raise
         if forgotten:
             self._on_notice(f"The context is full: the {forgotten} oldest exchanges are forgotten.")
-        prompt = self._opened.prompter.messages(self.history.messages)
-        return fit_to_context(TextRequest(prompt, self._options, adapter), self._opened.source.context_length)
+        return request
 
     def _length(self, messages: Sequence[Message]) -> int:
         return len(self._opened.prompter.messages(messages).ids)
@@ -115,8 +116,13 @@ def chat(
         checkpoint=checkpoint,
     )
     with open_subject(subject, template=template, on_notice=lambda _message: None) as opened:
-        if opened.prompter.template is None:
-            fallback = choose_template(None, opened.tokenizer)
-            on_notice(f"{subject.model.name} has no chat template: turns are rendered as {fallback.name}.")
-            opened = replace(opened, prompter=replace(opened.prompter, template=fallback))
-        yield Conversation(opened, options, system, on_notice)
+        yield Conversation(_with_template(opened, on_notice), options, system, on_notice)
+
+
+def _with_template(opened: OpenedSubject, on_notice: Callable[[str], None]) -> OpenedSubject:
+    """Turns need a template: a model without one gets the default, and that is said."""
+    if opened.prompter.template is not None:
+        return opened
+    fallback = choose_template(None, opened.tokenizer)
+    on_notice(f"{opened.source.name} has no chat template of its own: turns are rendered as {fallback.name}.")
+    return replace(opened, prompter=replace(opened.prompter, template=fallback))

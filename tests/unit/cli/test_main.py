@@ -1,10 +1,9 @@
 """Errors become one message and an exit code; with --json, one document."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
 from finetune import __version__
 from finetune.cli import main
@@ -14,7 +13,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
+def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """`ft doctor` raises what the test puts into the list."""
     errors: list[BaseException] = []
 
@@ -22,7 +21,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
         raise errors[0]
 
     monkeypatch.setattr("finetune.workflows.doctor.examine", doctor)
-    yield errors
+    return errors
 
 
 @pytest.mark.parametrize(
@@ -103,6 +102,20 @@ def test_the_version_is_that_of_the_package(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"ft {__version__}\n"
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
-def test_every_command_of_the_table_exists(name: str, tmp_path: Path) -> None:
-    assert main.load_command(name).name == name
+def every_command() -> list[list[str]]:
+    """All command lines that ft knows: `train`, `train start`, ..."""
+    found: list[list[str]] = []
+    for name in main.COMMANDS:
+        command = main.load_command(name)
+        found.append([name])
+        if isinstance(command, TyperGroup):
+            found.extend([name, member] for member in command.commands)
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_shows_an_example_that_begins_with_its_name(command: list[str], capsys: Captured) -> None:
+    assert main.run([*command, "--help"]) == 0
+
+    _, _, examples = capsys.readouterr().out.partition("Example")
+    assert " ".join(["ft", *command]) in examples

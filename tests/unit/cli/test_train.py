@@ -21,14 +21,15 @@ class Workflow:
     def __init__(self) -> None:
         self.loaded: LoadedConfig | None = None
         self.resumed: Path | None = None
+        self.overrides: list[str] = []
 
     def train(self, config: LoadedConfig, *, listeners: Sequence[Any], resume: Path | None = None) -> SimpleNamespace:
         self.loaded, self.resumed = config, resume
         print("a library says something")
         return self.result()
 
-    def resume(self, path: Path, *, listeners: Sequence[Any]) -> SimpleNamespace:
-        self.resumed = path
+    def resume(self, path: Path, *, overrides: Sequence[str], listeners: Sequence[Any]) -> SimpleNamespace:
+        self.resumed, self.overrides = path, list(overrides)
         return self.result()
 
     def result(self) -> SimpleNamespace:
@@ -122,8 +123,9 @@ def test_quick_is_short_and_still_the_persons_to_change(workflow: Workflow) -> N
 def test_resume_alone_takes_everything_from_the_run(workflow: Workflow) -> None:
     write_default()
 
-    assert main.run(["train", "--resume", "outputs/r"]) == 0
+    assert main.run(["train", "--resume", "outputs/r", "--set", "output.eval_steps=5"]) == 0
     assert (workflow.resumed, workflow.loaded) == (Path("outputs/r"), None)
+    assert workflow.overrides == ["output.eval_steps=5"]
 
 
 def test_resume_with_a_configuration_passes_both(workflow: Workflow) -> None:

@@ -74,10 +74,10 @@ def test_a_profile_never_makes_an_option_useless() -> None:
 
 
 def test_rules_are_checked_beside_other_problems_but_not_on_wrong_values() -> None:
-    assert problems_of("lora.rank=0", "training.max_steps=5", "training.warmup_steps=9") == [
-        "lora.rank = 0 (--set): must be greater than 0.",
-        "training.warmup_steps = 9 (--set): the run would end before the warm-up does. Set it below training.max_steps.",
-    ]
+    rank, warmup = problems_of("lora.rank=0", "training.max_steps=5", "training.warmup_steps=9")
+
+    assert rank == "lora.rank = 0 (--set): must be greater than 0."
+    assert warmup.startswith("training.warmup_steps = 9 (--set): the run would end before the warm-up does.")
     assert problems_of("training.max_steps=0", "training.warmup_steps=9") == [
         "training.max_steps = 0 (--set): must be greater than 0."
     ]

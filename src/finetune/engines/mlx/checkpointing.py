@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from finetune.engines.mlx.lora import LoraSlot
 

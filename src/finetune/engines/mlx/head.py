@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 Finish = Callable[[Any], Any]
 _PROBE_SCALE = 64.0  # logits as large as this show a soft cap, which is invisible near zero

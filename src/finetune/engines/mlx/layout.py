@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.nn as nn
+from mlx import nn
 
 _GPT2 = "gpt2"
 _GPT2_BODY = "transformer."

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from finetune.adapters.targets import LinearShape
 

@@ -1,0 +1,93 @@
+"""Check everything that a run needs, count its rows and steps, and give advice, without loading weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.targets import LinearShape, choose_ranks
+from finetune.config.advice import advise
+from finetune.config.load import LoadedConfig
+from finetune.config.schema import RunConfig
+from finetune.models.info import ModelInfo, describe_model
+from finetune.training.run_directory import check_new
+from finetune.workflows.preparation import Preparation, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes for the base, what is trained, its gradient and the optimizer; activations come on top."""
+
+    trainable: int  # parameters
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A run that could start: what it would read, do and need. `memory` is None for weights drawn at random."""
+
+    loaded: LoadedConfig
+    prepared: Preparation
+    memory: MemoryNeed | None
+    advice: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As one JSON object."""
+        plan, data, source = self.prepared.plan, self.prepared.data, self.prepared.source
+        return {
+            "ok": True,
+            "model": {"name": source.name, "path": str(source.path), "model_type": source.model_type},
+            "engine": self.prepared.engine.name,
+            "template": data.template.name,
+            "data": data.report.as_dict(),
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "trainable_parameters": self.memory.trainable if self.memory else None,
+            "memory_bytes": self.memory.bytes if self.memory else None,
+            "config": self.prepared.config.model_dump(mode="json"),
+            "sources": {key: str(source) for key, source in self.loaded.sources.items()},
+            "notices": [*data.notices, *plan.notices],
+            "advice": list(self.advice),
+        }
+
+
+def validate_run(loaded: LoadedConfig) -> Validation:
+    """Do all that a run does before its weights are loaded. Raises what the run itself would raise."""
+    config = loaded.config
+    if config.output.output_dir is not None:
+        check_new(Path(config.output.output_dir).expanduser())
+    prepared = prepare(config)
+    return Validation(loaded, prepared, memory_need(config, prepared), _advice(prepared))
+
+
+def memory_need(config: RunConfig, prepared: Preparation) -> MemoryNeed | None:
+    """From the headers of the weights. Raises ConfigError for LoRA targets that match nothing."""
+    if config.model.init == "random":
+        return None
+    info = describe_model(prepared.source)
+    if config.training.method == "full":
+        return MemoryNeed(info.parameters, info.full_memory_bytes)
+    trainable = _adapter_parameters(config, info)
+    return MemoryNeed(trainable, info.memory_bytes_with(trainable))
+
+
+def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:
+    if any(".experts." in module.name for module in info.linear_modules):
+        # An engine stacks the experts of a mixture under names of its own; these files cannot tell which.
+        return info.lora_parameters(config.lora.rank)
+    shapes: Mapping[str, LinearShape] = {
+        module.name: LinearShape(module.in_features, module.out_features) for module in info.linear_modules
+    }
+    ranks = choose_ranks(config.lora, shapes)
+    return sum(module.lora_parameters(ranks.get(module.name, 0)) for module in info.linear_modules)
+
+
+def _advice(prepared: Preparation) -> tuple[str, ...]:
+    return advise(
+        prepared.config,
+        lengths=[len(row) for row in prepared.data.train],
+        validation_rows=len(prepared.data.validation),
+        total_steps=prepared.plan.total_steps,
+    )
