@@ -1,5 +1,6 @@
 """Runs that are stopped at random moments and resumed end with the very bytes of an uninterrupted one."""
 
+import contextlib
 import json
 import os
 import random
@@ -62,10 +63,8 @@ class ForkServer:
 
 
 def _send(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,24 @@ The parent imports what a command needs and never uses it; each child is a proce
 and dies like any other. Reads one JSON list of arguments a line; answers {"pid": n}, then {"code": exit status}.
 """
 
+import importlib
 import json
 import os
 import signal
 import sys
 
+MODULES = (
+    "finetune.cli.train",
+    "finetune.engines.mlx.engine",
+    "finetune.workflows.train",
+    "matplotlib.figure",
+    "mlx_lm.models.llama",
+)
+
 
 def serve() -> None:
-    import matplotlib.figure  # noqa: F401
-    import mlx_lm.models.llama  # noqa: F401
-
-    import finetune.cli.train
-    import finetune.engines.mlx.engine
-    import finetune.workflows.train
+    for module in MODULES:
+        importlib.import_module(module)
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
