@@ -46,9 +46,9 @@ def locate(path: Path) -> tuple[RunPaths, Path | None]:
 
     Returns the run and the checkpoint, which is None for "the latest". Raises CheckpointError for anything else.
     """
-    resolved = path.resolve()
-    if RunPaths(resolved).run_info.is_file():
-        return RunPaths(resolved), None
+    if RunPaths(path).run_info.is_file():
+        return RunPaths(path), None
+    resolved = path.resolve()  # `best` is a link
     if resolved.is_dir() and RunPaths(resolved.parent.parent).run_info.is_file():
         return RunPaths(resolved.parent.parent), resolved
     what = "is not there" if not resolved.exists() else "is neither a run (no run.json in it) nor a run's checkpoint"
