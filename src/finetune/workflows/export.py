@@ -130,7 +130,8 @@ def _write(job: _Job, destination: Path) -> None:
     elif job.format == "peft":
         write_peft(job.original, destination, base=base)
     elif job.format == "mlx":
-        write_mlx(job.original, destination, base=base, model_config=job.base.config)
+        paths = choose_engine(job.subject.model).module_paths(job.base.path)
+        write_mlx(job.original, destination, base=base, model_config=job.base.config, paths=paths)
     else:
         choose_engine(job.subject.model).merge(job.base.path, adapter=job.original, destination=destination)
     if job.template is not None and job.template.source != job.tokenizer.chat_template:
