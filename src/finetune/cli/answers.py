@@ -32,6 +32,7 @@ System = Annotated[str | None, typer.Option("--system", help="A system message i
 
 
 def answer_options(
+    *,
     max_tokens: int,
     temperature: float,
     top_p: float,

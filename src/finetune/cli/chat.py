@@ -24,6 +24,7 @@ COMMANDS = """\
 
 
 def chat(
+    *,
     run: Annotated[Path | None, typer.Argument(help="A run's directory: its model, adapter and template.")] = None,
     model: answers.Model = None,
     adapter: answers.Adapter = None,
@@ -51,7 +52,16 @@ def chat(
     """
     from finetune.workflows import chat as workflow
 
-    options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)
+    options = answers.answer_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     opened = workflow.chat(
         run,
         model=model,

@@ -18,6 +18,7 @@ LONGEST_SHOWN = 400  # characters of a sample on the terminal; --json has all
 
 
 def evaluate(
+    *,
     run: Annotated[
         Path | None, typer.Argument(help="A run's directory: model, adapter, template and rows are its own.")
     ] = None,

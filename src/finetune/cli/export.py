@@ -20,6 +20,7 @@ class Format(StrEnum):
 
 
 def export(
+    *,
     what: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run's directory, or an adapter's.")],
     format: Annotated[Format, typer.Option("--format", "-f", help="PEFT or mlx-lm adapter, or one merged model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new or empty directory.")],

@@ -11,6 +11,7 @@ from finetune.cli.console import JsonOption, note, print_json, quiet_output
 
 
 def generate(
+    *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to answer, or with --raw to continue.")],
     model: answers.Model = None,
     adapter: answers.Adapter = None,
@@ -44,7 +45,16 @@ def generate(
     """
     from finetune.workflows import generate as workflow
 
-    options = answers.answer_options(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed)
+    options = answers.answer_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
     with quiet_output(json):
         result = workflow.generate(
             prompt,

@@ -65,13 +65,14 @@ def to_example(row: RawRow, shape: Shape, columns: Mapping[str, str]) -> Example
         return _text_example(row.origin, value)
     if isinstance(value, str):
         raise RowError("the row is text, and the others are objects")
+    fields: dict[str, str] = {}
     if shape.name == CONVERSATIONS:
         messages = parse_messages(next((value[key] for key in _CONVERSATION_KEYS if value.get(key)), []))
-        messages, fields = (*_system(value), *messages), {}
+        messages = (*_system(value), *messages)
     elif shape.name == ALPACA:
         messages, fields = _alpaca(value)
     else:
-        messages, fields = _prompt_completion(value), {}
+        messages = _prompt_completion(value)
     _check_conversation(messages)
     tools = parse_tools(value.get("tools") or value.get("functions"))
     return Example(row.origin, tuple(messages), None, tools, parse_label(value.get("label")), fields)
@@ -240,7 +241,7 @@ def _unknown_shape(file: str, mapped: Sequence[dict[str, Any] | str]) -> str:
     keys = Counter(key for value in mapped if isinstance(value, dict) for key in value)
     found = ", ".join(key for key, _ in keys.most_common(12)) or "none: the rows are no objects"
     return (
-        f"{file}: the rows have no answers that are known to be such. Their columns: {found}. Known shapes: messages or "
-        "conversations; instruction, output; prompt, completion (or question, answer); text. "
+        f"{file}: the rows have no answers that are known to be such. Their columns: {found}. Known shapes: messages "
+        "or conversations; instruction, output; prompt, completion (or question, answer); text. "
         "For other names give a map, for example data.columns: {prompt: <column>, completion: <column>}."
     )

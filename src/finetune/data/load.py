@@ -55,9 +55,7 @@ def parse_file(source: SourceFile, columns: Mapping[str, str]) -> ParsedFile:
     return parsed
 
 
-def load_examples(
-    files: Sequence[DataFile], *, columns: Mapping[str, str], max_error_rate: float
-) -> LoadedData:
+def load_examples(files: Sequence[DataFile], *, columns: Mapping[str, str], max_error_rate: float) -> LoadedData:
     """All examples of the files. Raises DataError for a file with too many bad rows."""
     loaded = LoadedData([], [], [], [], 0)
     rows = 0

@@ -150,7 +150,7 @@ def parse_parquet(path: Path, content: bytes) -> Rows:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow. Install it: pip install 'finetune[parquet]'") from error
+        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'finetune[parquet]'") from error
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError) as error:

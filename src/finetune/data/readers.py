@@ -106,7 +106,7 @@ def decode_text(path: Path, content: bytes) -> tuple[str, str]:
         ) from error
     if "\x00" in text:
         line = text.count("\n", 0, text.index("\x00")) + 1
-        raise DataError(f"{path}:{line}: the file holds NUL bytes: it is not a text file. Known: {', '.join(SUFFIXES)}.")
+        raise DataError(f"{path}:{line}: NUL bytes: this is no text file. Known: {', '.join(SUFFIXES)}.")
     return text.replace("\r\n", "\n"), encoding
 
 

@@ -16,6 +16,7 @@ class Sample:
     prompt_ids: tuple[int, ...]
     prompt: str
     expected: str
+    is_answer: bool = True  # False: plain text, which continues in more than one right way
 
 
 def make_samples(
@@ -55,4 +56,4 @@ def _continuation(row: EncodedRow, tokenizer: TextTokenizer) -> Sample:
     """Plain text: the first third is the prompt."""
     ids = tuple(int(token) for token in row.input_ids)
     cut = max(1, len(ids) // 3)
-    return Sample(ids[:cut], tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:]).strip())
+    return Sample(ids[:cut], tokenizer.decode(ids[:cut]), tokenizer.decode(ids[cut:]).strip(), is_answer=False)

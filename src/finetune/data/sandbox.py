@@ -1,9 +1,10 @@
 """Chat templates are programs from strangers: they run in Jinja's sandbox, with bounded loops and bounded text."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -19,6 +20,9 @@ GENERATION_OPEN, GENERATION_CLOSE = "\ufdd3", "\ufdd4"
 _MAX_LOOP_ROUNDS = 1_000_000  # of all loops of one rendering together
 _MAX_CHARACTERS = 20_000_000
 _BUDGET = "\ufdd5"  # a name that no template can write
+
+_FILLING = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs"})
+_WIDE = re.compile(r"[0-9]{4}|\*")
 
 # A template that prints today's date would give other tokens tomorrow, and a resumed run other data.
 # Llama 3's templates use this date themselves where they are given no clock.
@@ -68,7 +72,7 @@ class _Bound(NodeTransformer):
 class GenerationTag(Extension):
     """`{% generation %}` as in transformers: what the assistant says. It comes out between two marks."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """The block's own nodes, with a mark on each side."""
@@ -89,11 +93,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            raise jinja2.TemplateRuntimeError("the text operator % is not allowed: its result has no bound")
+        if operator == "%" and isinstance(left, str) and _WIDE.search(left):
+            raise jinja2.TemplateRuntimeError("`%` fills a text up to a width without a bound")
         if _size_after(operator, left, right) > _MAX_CHARACTERS:
             raise jinja2.TemplateRuntimeError(f"`{operator}` makes a value of more than {_MAX_CHARACTERS:,} parts")
         return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr in _FILLING:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if _WIDE.search(str(getattr(value, "__self__", ""))) and getattr(value, "__name__", "").startswith("format"):
+            raise jinja2.TemplateRuntimeError("`format` fills a text up to a width without a bound")
+        return super().wrap_str_format(value)
 
 
 def _size_after(operator: str, left: Any, right: Any) -> int:

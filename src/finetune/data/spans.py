@@ -7,9 +7,10 @@ template inspects (so that marks would change the result) is left unwrapped and 
 From a content's border the span grows back to the end of the answer's header and on to the end-of-turn token.
 """
 
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from finetune.data.rows import Example
@@ -39,7 +40,6 @@ class _Place:
 
     start: int | None = None
     end: int | None = None
-    call: bool = False  # the start is that of a tool call's name: text in front of it belongs to the answer
 
     def widen(self, start: int | None, end: int | None) -> None:
         if start is not None:
@@ -48,29 +48,40 @@ class _Place:
             self.end = end if self.end is None else max(self.end, end)
 
 
+_Places = dict[int, _Place]
+
+
 @dataclass(slots=True)
-class _Marked:
+class _Conversation:
+    """A rendered conversation. `places` holds 2i for the content of message i, and 2i + 1 for its tool calls."""
+
+    template: Template
+    turns: Turns
+    tools: Sequence[Mapping[str, Any]]
     text: str
-    places: dict[int, _Place] = field(default_factory=dict)
+    places: _Places
 
 
 def render_example(template: Template, example: Example) -> RenderedRow:
     """Render a conversation and find its answers. Raises TemplateError where that cannot be done for certain."""
     turns = conversation_turns(example.messages, example.fields)
-    if _RESERVED.search(repr(turns)):
+    rendered = template.render_turns(turns, example.tools, False)
+    marks_itself = "endgeneration" in template.source and GENERATION_OPEN in rendered
+    if _RESERVED.search(rendered) and not marks_itself:
         raise TemplateError("the row holds Unicode noncharacters (U+FDD0 to U+FDEF), which no text should")
-    marked_text = template.render_turns(turns, example.tools, False)
-    text = marked_text.replace(GENERATION_OPEN, "").replace(GENERATION_CLOSE, "")
-    if GENERATION_OPEN in marked_text:
-        spans = _generation_spans(template, marked_text)
+    conversation = _Conversation(template, turns, example.tools, rendered, {})
+    if marks_itself:
+        _check_calls(conversation)
+        text, spans = _generation_spans(template, rendered)
         return _finished(template, turns, text, spans, unseen=())
-    marked = _mark_messages(template, turns, example.tools, text)
-    spans = [
-        _answer_span(template, turns, example.tools, index, marked)
-        for index, turn in enumerate(turns)
-        if _speaks(turn)
-    ]
-    return _finished(template, turns, text, spans, unseen=_unseen_roles(turns, marked))
+    conversation.places = _mark_messages(conversation)
+    _check_calls(conversation)
+    spans = [_answer_span(conversation, index) for index, turn in enumerate(turns) if _speaks(turn)]
+    _check_others_outside(conversation, spans)
+    unseen = _unseen_roles(conversation)
+    if "user" in unseen:
+        raise TemplateError(f"the template `{template.name}` leaves out what the user says")
+    return _finished(template, turns, rendered, spans, unseen)
 
 
 def _speaks(turn: Mapping[str, Any]) -> bool:
@@ -81,7 +92,7 @@ def _finished(
     template: Template, turns: Turns, text: str, spans: list[tuple[int, int]], unseen: tuple[str, ...]
 ) -> RenderedRow:
     ordered = sorted(spans)
-    if any(left[1] > right[0] for left, right in zip(ordered, ordered[1:], strict=False)):
+    if any(left[1] > right[0] for left, right in itertools.pairwise(ordered)):
         raise _not_found(template, "two answers overlap")
     needs_eos = False
     if ordered and _speaks(turns[-1]):
@@ -91,44 +102,44 @@ def _finished(
     return RenderedRow(text, tuple(ordered), needs_eos, unseen)
 
 
-def _generation_spans(template: Template, marked_text: str) -> list[tuple[int, int]]:
+def _generation_spans(template: Template, marked_text: str) -> tuple[str, list[tuple[int, int]]]:
     """The template says itself where the assistant speaks; a token that ends the turn right behind is included."""
-    spans, plain = [], ""
-    for piece in re.split(f"(?=[{GENERATION_OPEN}{GENERATION_CLOSE}])", marked_text):
-        if piece.startswith(GENERATION_OPEN):
-            spans.append([len(plain), len(plain) + len(piece) - 1])
-        plain += piece.strip(GENERATION_OPEN + GENERATION_CLOSE)
-    for span in spans:
-        behind = plain[span[1] :]
-        closer = next((c for c in template.shape.closers if behind.lstrip().startswith(c)), None)
-        if closer and not plain[span[0] : span[1]].rstrip().endswith(tuple(template.shape.closers)):
-            span[1] += behind.index(closer) + len(closer)
-    return [(start, end) for start, end in spans if end > start]
+    closers = tuple(template.shape.closers)
+    starts, ends, plain = list[int](), list[int](), ""
+    for piece in re.split(f"([{GENERATION_OPEN}{GENERATION_CLOSE}])", marked_text):
+        if piece == GENERATION_OPEN:
+            starts.append(len(plain))
+        elif piece == GENERATION_CLOSE:
+            ends.append(len(plain))
+        else:
+            plain += piece
+    spans = []
+    for start, end in zip(starts, ends, strict=True):
+        behind = plain[end:]
+        closer = next((token for token in closers if behind.lstrip().startswith(token)), "")
+        open_end = bool(closer) and not plain[start:end].rstrip().endswith(closers)
+        spans.append((start, end + behind.index(closer) + len(closer) if open_end else end))
+    return plain, [(start, end) for start, end in spans if end > start]
 
 
-def _mark_messages(template: Template, turns: Turns, tools: Sequence[Mapping[str, Any]], text: str) -> _Marked:
+def _mark_messages(conversation: _Conversation) -> _Places:
     """Marks around every message that bears them: all at once where possible, else tried one by one."""
-    everyone = range(len(turns))
-    marked = _render_marked(template, turns, tools, everyone)
-    if marked is not None and marked.text == text:
-        return marked
-    bearing = [
-        index
-        for index in everyone
-        if (alone := _render_marked(template, turns, tools, [index])) is not None and alone.text == text
-    ]
-    marked = _render_marked(template, turns, tools, bearing)
-    return marked if marked is not None and marked.text == text else _Marked(text)
+    everyone = range(len(conversation.turns))
+    places = _marked_places(conversation, everyone)
+    if places is None:
+        bearing = [index for index in everyone if _marked_places(conversation, [index]) is not None]
+        places = _marked_places(conversation, bearing)
+    return places or {}
 
 
-def _render_marked(
-    template: Template, turns: Turns, tools: Sequence[Mapping[str, Any]], which: Collection[int]
-) -> _Marked | None:
-    wrapped = [_wrapped(turn, index) if index in which else turn for index, turn in enumerate(turns)]
+def _marked_places(conversation: _Conversation, which: Collection[int]) -> _Places | None:
+    """Where the marks of these messages come out; None where they change the text."""
+    turns = [_wrapped(turn, index) if index in which else turn for index, turn in enumerate(conversation.turns)]
     try:
-        return _without_marks(template.render_turns(wrapped, tools, False))
+        text, places = _without_marks(conversation.template.render_turns(turns, conversation.tools, False))
     except TemplateError:
         return None
+    return places if text == conversation.text else None
 
 
 def _wrapped(turn: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -155,107 +166,113 @@ def _wrap(text: str, number: int) -> str:
     return f"{lead}{_OPEN}{number}{_MIDDLE}{core}{_OPEN}{number}{_CLOSE}{text[len(lead) + len(core) :]}"
 
 
-def _without_marks(marked_text: str) -> _Marked:
-    pieces, places, length, last = [], dict[int, _Place](), 0, 0
+def _without_marks(marked_text: str) -> tuple[str, _Places]:
+    pieces, places, length, last = list[str](), dict[int, _Place](), 0, 0
     for mark in _MARK.finditer(marked_text):
         pieces.append(marked_text[last : mark.start()])
         length += len(pieces[-1])
         last = mark.end()
-        number, opens = int(mark[1]), mark[2] == _MIDDLE
-        place = places.setdefault(number, _Place(call=bool(number % 2)))
-        place.widen(length if opens else None, None if opens else length)
+        opens = mark[2] == _MIDDLE
+        places.setdefault(int(mark[1]), _Place()).widen(length if opens else None, None if opens else length)
     pieces.append(marked_text[last:])
-    return _Marked("".join(pieces), places)
+    return "".join(pieces), places
 
 
-def _answer_span(
-    template: Template, turns: Turns, tools: Sequence[Mapping[str, Any]], index: int, marked: _Marked
-) -> tuple[int, int]:
+def _answer_span(conversation: _Conversation, index: int) -> tuple[int, int]:
     """The range of one answer: behind its header, up to and with the token that ends it."""
-    content, calls = marked.places.get(2 * index, _Place()), marked.places.get(2 * index + 1, _Place())
-    if turns[index].get("tool_calls") and calls.start is None and not _names_are_visible(turns[index], marked.text):
-        raise TemplateError(f"the template `{template.name}` has no place for tool calls. chatml has: --template chatml")
+    content = conversation.places.get(2 * index, _Place())
+    calls = conversation.places.get(2 * index + 1, _Place())
     known = [at for at in (content.start, content.end, calls.start, calls.end) if at is not None]
-    left, right = _neighbours(turns, index, marked, known)
-    limit = min(known, default=right)
-    start = _start(template, turns, tools, index, marked.text, left, limit, content.start)
+    left, right = _neighbours(conversation, index, known)
+    content_leads = content.start is not None and content.start == min(known)
+    start = _start(conversation, index, left, min(known, default=right), content_leads=content_leads)
     reach = max((at for at in (content.end, calls.end) if at is not None), default=start)
-    return start, _end(template, marked.text, reach, right, ends_open=calls.start is not None or not known)
+    ends_with_content = calls.end is None and content.end is not None
+    return start, _end(conversation, reach, right, ends_with_content=ends_with_content)
 
 
-def _names_are_visible(turn: Mapping[str, Any], text: str) -> bool:
-    return all(call["function"]["name"] in text for call in turn["tool_calls"])
-
-
-def _neighbours(turns: Turns, index: int, marked: _Marked, known: Sequence[int]) -> tuple[int, int]:
+def _neighbours(conversation: _Conversation, index: int, known: Sequence[int]) -> tuple[int, int]:
     """The nearest borders of other messages on both sides: by place, or by order where the answer has no mark."""
-    others = {number: place for number, place in marked.places.items() if number // 2 != index}
+    others = [(number // 2, place) for number, place in conversation.places.items() if number // 2 != index]
     if known:
-        ends = [p.end for p in others.values() if p.end is not None and p.end <= min(known)]
-        starts = [p.start for p in others.values() if p.start is not None and p.start >= max(known)]
-    else:
-        moved = {number for number in others if turns[number // 2]["role"] == "system"}  # may stand anywhere
-        ends = [p.end for n, p in others.items() if p.end is not None and n // 2 < index and n not in moved]
-        starts = [p.start for n, p in others.items() if p.start is not None and n // 2 > index and n not in moved]
-    return max(ends, default=0), min(starts, default=len(marked.text))
+        ends = [place.end for _, place in others if place.end is not None and place.end <= min(known)]
+        starts = [place.start for _, place in others if place.start is not None and place.start >= max(known)]
+    else:  # a system message may stand anywhere in the text
+        turns = [(other, place) for other, place in others if conversation.turns[other]["role"] != "system"]
+        ends = [place.end for other, place in turns if place.end is not None and other < index]
+        starts = [place.start for other, place in turns if place.start is not None and other > index]
+    return max(ends, default=0), min(starts, default=len(conversation.text))
 
 
-def _start(
-    template: Template,
-    turns: Turns,
-    tools: Sequence[Mapping[str, Any]],
-    index: int,
-    text: str,
-    left: int,
-    limit: int,
-    content_start: int | None,
-) -> int:
-    header, closing = template.shape.header, template.shape.user_closing
-    if header and (at := text.find(header, left, limit)) >= 0:
-        return at + len(header)
-    if content_start is not None:
+def _start(conversation: _Conversation, index: int, left: int, limit: int, *, content_leads: bool) -> int:
+    """The end of the answer's header. `limit` is the first place that is known to belong to the answer."""
+    text, shape = conversation.text, conversation.template.shape
+    for header in (shape.header, shape.short_header):
+        if header.strip() and (at := text.find(header, left, limit)) >= 0:
+            return at + len(header)
+    if content_leads:
         # Prompts end before a space that introduces the answer, so that the model writes it: train on it.
-        return max(left, len(text[:content_start].rstrip(" ")))
-    prompt = _prompt_before(template, turns, tools, index)
+        return max(left, len(text[:limit].rstrip(" ")))
+    prompt = _prompt_before(conversation, index)
     if prompt and left <= len(prompt) <= limit and text.startswith(prompt):
         return len(prompt)
-    if closing and text.startswith(closing, left) and left + len(closing) <= limit:
-        return left + len(closing)
-    raise _not_found(template, f"message {index + 1} has no place of its own in the text")
+    if shape.user_closing and text.startswith(shape.user_closing, left) and left + len(shape.user_closing) <= limit:
+        return left + len(shape.user_closing)
+    raise _not_found(conversation.template, f"message {index + 1} has no place of its own in the text")
 
 
-def _prompt_before(template: Template, turns: Turns, tools: Sequence[Mapping[str, Any]], index: int) -> str:
+def _prompt_before(conversation: _Conversation, index: int) -> str:
     try:
-        return template.render_turns(turns[:index], tools, True)
+        return conversation.template.render_turns(conversation.turns[:index], conversation.tools, True)
     except TemplateError:
         return ""
 
 
-def _end(template: Template, text: str, reach: int, right: int, *, ends_open: bool) -> int:
+def _end(conversation: _Conversation, reach: int, right: int, *, ends_with_content: bool) -> int:
     """The end of the first closing token behind `reach`, else of the template's plain closing, else `reach`."""
-    found = [
-        (at, -len(token)) for token in template.shape.closers if (at := text.find(token, reach, right)) >= 0
-    ]
+    text, shape = conversation.text, conversation.template.shape
+    found = [(at, -len(token)) for token in shape.closers if (at := text.find(token, reach, right)) >= 0]
     if found:
         at, minus_length = min(found)
         return at - minus_length
-    plain = template.shape.turn_end
-    if plain and (at := text.find(plain, reach, right)) >= 0:
-        return at + len(plain)
-    if not ends_open:
+    if shape.turn_end and (at := text.find(shape.turn_end, reach, right)) >= 0:
+        return at + len(shape.turn_end)
+    if ends_with_content:
         return reach
     if right == len(text):
         return len(text.rstrip())
-    raise _not_found(template, "an answer in the middle has no end")
+    raise _not_found(conversation.template, "an answer in the middle has no end")
 
 
-def _unseen_roles(turns: Turns, marked: _Marked) -> tuple[str, ...]:
-    if not marked.places:
-        return ()
+def _check_calls(conversation: _Conversation) -> None:
+    """A template that prints no tool calls would drop what the assistant does, in silence."""
+    for index, turn in enumerate(conversation.turns):
+        if not turn.get("tool_calls") or 2 * index + 1 in conversation.places:
+            continue
+        renamed = [{**call, "function": {**call["function"], "name": "qzcallqz"}} for call in turn["tool_calls"]]
+        turns = [*conversation.turns]
+        turns[index] = {**turn, "tool_calls": renamed}
+        if "qzcallqz" not in conversation.template.render_turns(turns, conversation.tools, False):
+            name = conversation.template.name
+            raise TemplateError(f"the template `{name}` has no place for tool calls; chatml has (data.template)")
+
+
+def _check_others_outside(conversation: _Conversation, spans: Sequence[tuple[int, int]]) -> None:
+    """What users, tools and the system say is never trained on, wherever a template puts it."""
+    for number, place in conversation.places.items():
+        role = conversation.turns[number // 2]["role"]
+        at = place.start if place.start is not None else place.end
+        if role != "assistant" and at is not None and any(start < at < end for start, end in spans):
+            raise _not_found(conversation.template, f"a {role} message stands inside one")
+
+
+def _unseen_roles(conversation: _Conversation) -> tuple[str, ...]:
     hidden = {
         turn["role"]
-        for index, turn in enumerate(turns)
-        if turn["role"] != "assistant" and 2 * index not in marked.places and turn["content"].strip() not in marked.text
+        for index, turn in enumerate(conversation.turns)
+        if 2 * index not in conversation.places
+        and turn["content"].strip()
+        and turn["content"].strip() not in conversation.text
     }
     return tuple(sorted(hidden))
 

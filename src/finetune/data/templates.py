@@ -166,8 +166,8 @@ def template_source(name: str) -> str:
 
 def registered_templates() -> dict[str, str]:
     """Names with the file each comes from; "" for the package's own. A person's file hides one of the same name."""
-    own = [entry.name.removesuffix(".jinja") for entry in _package_directory().iterdir() if entry.name.endswith(".jinja")]
-    found = dict.fromkeys(sorted(own), "")
+    names = (entry.name for entry in _package_directory().iterdir())
+    found = dict.fromkeys(sorted(name.removesuffix(".jinja") for name in names if name.endswith(".jinja")), "")
     for directory in (person_directory(), os.environ.get("FT_TEMPLATES")):
         if directory and Path(directory).is_dir():
             found |= {file.stem: str(file) for file in sorted(Path(directory).glob("*.jinja"))}

@@ -60,7 +60,8 @@ def _encode_chunk(
     for (example, row), (ids, offsets) in zip(
         rendered, tokenizer.encode_batch([row.text for _, row in rendered]), strict=True
     ):
-        encoded.rows.append(_masked_row(ids, offsets, row, example.origin, tokenizer, train_on_prompt))
+        mask = np.ones(len(ids), np.bool_) if train_on_prompt else covered(offsets, row.spans)
+        encoded.rows.append(_finished_row(ids, mask, row.needs_eos, example.origin, tokenizer))
         encoded.examples.append(example)
 
 
@@ -70,22 +71,16 @@ def _rendered(example: Example, template: Template) -> RenderedRow:
     return render_example(template, example)
 
 
-def _masked_row(
-    ids: IntArray,
-    offsets: IntArray,
-    row: RenderedRow,
-    origin: Origin,
-    tokenizer: TextTokenizer,
-    train_on_prompt: bool,
+def _finished_row(
+    ids: IntArray, mask: BoolArray, needs_eos: bool, origin: Origin, tokenizer: TextTokenizer
 ) -> EncodedRow:
-    mask = np.ones(len(ids), np.bool_) if train_on_prompt else covered(offsets, row.spans)
-    if row.needs_eos and tokenizer.eos_id is not None and (len(ids) == 0 or ids[-1] != tokenizer.eos_id):
+    """Add EOS (trained, whether or not it doubles as padding) where the text lacks one, and see to one BOS."""
+    if needs_eos and tokenizer.eos_id is not None and (len(ids) == 0 or ids[-1] != tokenizer.eos_id):
         ids = np.append(ids, np.int32(tokenizer.eos_id))
         mask = np.append(mask, True)
     with_bos = tokenizer.with_one_bos(ids)
-    missing = len(with_bos) - len(ids)
-    mask = np.concatenate([np.zeros(missing, np.bool_), mask]) if missing > 0 else mask[-missing:]
-    mask = mask.copy()
+    added = len(with_bos) - len(ids)
+    mask = np.concatenate([np.zeros(added, np.bool_), mask]) if added > 0 else mask[-added:].copy()
     mask[:1] = False  # nothing stands in front of the first token to predict it from
     return EncodedRow(with_bos.astype(np.int32), mask, origin)
 

@@ -20,6 +20,7 @@ class Question:
     prompt: Prompt
     expected: str
     expected_tokens: int
+    is_answer: bool = True  # False: the continuation of a text, of which none is the only right one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,17 @@ class Evaluator:
         scored = time.perf_counter()
         answers = self._answers(session, adapter)
         ended = time.perf_counter()
-        expected = [question.expected for question in self.questions]
+        judged = [
+            (answer, question.expected)
+            for answer, question in zip(answers, self.questions, strict=True)
+            if question.is_answer
+        ]
         return Scores(
             loss=total.mean,
             perplexity=perplexity(total.mean),
             accuracy=total.accuracy,
             tokens=total.tokens,
-            exact_match=exact_match(answers, expected) if answers else None,
+            exact_match=exact_match(*zip(*judged, strict=True)) if judged else None,
             answers=tuple(answers),
             seconds=scored - began,
             generation_seconds=ended - scored,

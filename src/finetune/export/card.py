@@ -83,7 +83,8 @@ def _shown(value: Any) -> str:
 
 def _checked(comparison: Comparison) -> str:
     return (
-        f"## Checked\n\nThis directory was loaded again and compared with the original on {comparison.tokens:,} tokens: "
+        "## Checked\n\n"
+        f"This directory was loaded again and compared with the original on {comparison.tokens:,} tokens: "
         f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats (allowed: "
         f"{comparison.tolerance:.0e}, {comparison.reason}). The tuning itself changes them by up to "
         f"{comparison.adapter_effect:.2g}."

@@ -115,8 +115,13 @@ def chat(
         checkpoint=checkpoint,
     )
     with open_subject(subject, template=template, on_notice=lambda _message: None) as opened:
-        if opened.prompter.template is None:
-            fallback = choose_template(None, opened.tokenizer)
-            on_notice(f"{subject.model.name} has no chat template: turns are rendered as {fallback.name}.")
-            opened = replace(opened, prompter=replace(opened.prompter, template=fallback))
-        yield Conversation(opened, options, system, on_notice)
+        yield Conversation(_with_template(opened, on_notice), options, system, on_notice)
+
+
+def _with_template(opened: OpenedSubject, on_notice: Callable[[str], None]) -> OpenedSubject:
+    """Turns need a template: a model without one gets the default, and that is said."""
+    if opened.prompter.template is not None:
+        return opened
+    fallback = choose_template(None, opened.tokenizer)
+    on_notice(f"{opened.source.name} has no chat template of its own: turns are rendered as {fallback.name}.")
+    return replace(opened, prompter=replace(opened.prompter, template=fallback))

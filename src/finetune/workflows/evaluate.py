@@ -74,7 +74,9 @@ def evaluate(
     )
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
-    held_out = _rows(subject, source, tokenizer, data, template, generate, on_notice).first(limit)
+    held_out = _rows(
+        subject, source, tokenizer, data=data, template=template, generate=generate, on_notice=on_notice
+    ).first(limit)
     if not held_out.rows:
         raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
     questions = _questions(held_out, source, tokenizer, on_notice)
@@ -107,6 +109,7 @@ def _rows(
     subject: Subject,
     source: ModelSource,
     tokenizer: TextTokenizer,
+    *,
     data: Path | str | None,
     template: str | None,
     generate: int,
@@ -115,9 +118,16 @@ def _rows(
     if data is None and subject.run is None:
         raise UsageError("There are no rows to evaluate on. Give --data, or a run, whose validation rows are used.")
     if data is None and subject.run is not None:
-        return rows_of_run(subject.run, tokenizer, source, samples=generate, template=template, on_notice=on_notice)
-    chosen = template or trained_template(subject)
-    return rows_of_file(Path(str(data)), tokenizer, source, samples=generate, template=chosen, on_notice=on_notice)
+        return rows_of_run(subject.run, tokenizer, source, samples=generate, template=template)
+    return rows_of_file(
+        Path(str(data)),
+        tokenizer,
+        source,
+        config=None if subject.run is None else subject.run.config.data,
+        samples=generate,
+        template=template or trained_template(subject),
+        on_notice=on_notice,
+    )
 
 
 def _questions(held_out: HeldOut, source: ModelSource, tokenizer: TextTokenizer, on_notice: OnNotice) -> list[Question]:
@@ -134,6 +144,7 @@ def _questions(held_out: HeldOut, source: ModelSource, tokenizer: TextTokenizer,
             Prompt(sample.prompt, sample.prompt_ids, stop_tokens, stop_strings),
             sample.expected,
             len(tokenizer.encode(sample.expected)[0]),
+            sample.is_answer,
         )
         for sample in fitting
     ]

@@ -15,6 +15,7 @@ from finetune.generation.prompts import Prompter
 from finetune.models.source import ModelSource, resolve_model
 from finetune.workflows.subjects import CHAT_TEMPLATE, Subject
 
+PLAIN = "plain"  # the template of plain text, whose prompts are texts to continue
 TUNED = "tuned"  # the adapter's name inside a session
 
 OnNotice = Callable[[str], None]
@@ -78,8 +79,11 @@ def open_session(
 def find_template(
     subject: Subject, tokenizer: TextTokenizer, wanted: str | None, on_notice: OnNotice
 ) -> Template | None:
-    """The template asked for, the one that training used, or the tokenizer's; None: the model has none."""
+    """The template asked for, the one that training used, or the tokenizer's; None: the prompt is raw text."""
     name = wanted or trained_template(subject)
+    if name == PLAIN:
+        on_notice("The model was tuned on plain text: the prompt is given to it as raw text.")
+        return None
     if name is not None:
         return choose_template(name, tokenizer)
     if tokenizer.chat_template is not None:

@@ -25,8 +25,8 @@ class Run:
 
     @property
     def template(self) -> str | None:
-        """The template that the run trained with: a name, or the path of a .jinja file."""
-        return self.config.data.template
+        """The template that the run trained with: a name, the path of a .jinja file, or Jinja text."""
+        return self.config.data.template or self.info.get("template")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,13 @@ def test_base_and_adapter_answer_the_same_questions_in_one_session() -> None:
     assert {adapter for adapter, _ in session.calls} == {None, "tuned"}
 
 
+def test_the_continuation_of_a_text_is_shown_but_not_judged() -> None:
+    text = replace(question("right"), is_answer=False)
+    session = BigramSession(table(chain("right")))
+    assert replace(EVALUATOR, questions=[text]).scores(session).exact_match is None
+    assert replace(EVALUATOR, questions=[text, question("other")]).scores(session).exact_match == 0.0
+
+
 def test_an_answer_that_does_not_end_is_cut_soon_after_the_expected_length() -> None:
     endless = BigramSession(table({BOS: ord("a"), ord("a"): ord("a")}))
     scores = replace(EVALUATOR, questions=[question("aaaa")]).scores(endless)

@@ -48,10 +48,17 @@ def test_a_prompt_is_a_user_message_in_the_template_and_ends_where_its_turns_end
     assert tokenizer.eos_id in prompt.stop_tokens
 
 
+ANSWER_MARK = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }} [END]\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
 def test_an_end_of_turn_that_is_no_token_ends_the_answer_as_text() -> None:
-    tokenizer = tiny_tokenizer(chatml=False)
-    prompt = Prompter(tokenizer, choose_template("chatml", tokenizer)).prompt("ab")
-    assert "<|im_end|>" in prompt.stop_strings
+    tokenizer = tiny_tokenizer()
+    prompt = Prompter(tokenizer, choose_template(ANSWER_MARK, tokenizer)).prompt("ab")
+    assert prompt.text == "user: ab [END]\nassistant: "
+    assert prompt.stop_strings == ("[END]",)
 
 
 def test_a_conversation_without_a_template_is_refused() -> None:

@@ -1,0 +1,49 @@
+"""`ft generate` and `ft chat` in another process, on a real model and on a tiny one."""
+
+from pathlib import Path
+
+import pytest
+from tests.support.ft import ft
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def published_story(shared: Path) -> str:
+    """The text that `./run -t 0.0` of llama2.c printed."""
+    page = (shared / "models/stories260K/stories260K.md").read_text(encoding="utf-8")
+    return page.split("-t 0.0\n")[1].split("\n```")[0]
+
+
+def test_greedy_generation_reproduces_the_published_text(shared: Path) -> None:
+    ran = ft("generate", "--model", shared / "models/stories260K", "--prompt", "", "--max-tokens", 260, "--json")
+    document = ran.json
+    expected = published_story(shared)
+    assert document["text"][: len(expected)] == expected
+    assert document["template"] is None
+    assert "raw text" in ran.err
+
+
+def test_an_answer_is_streamed_to_standard_output_and_the_rest_to_standard_error(model: Path) -> None:
+    arguments = ["generate", "--model", model, "--prompt", "Hello", "--max-tokens", 12]
+    plain, document = ft(*arguments), ft(*arguments, "--json").json
+    assert plain.code == 0
+    assert plain.out == document["text"] + "\n"
+    assert "tokens/s" in plain.err
+    assert document["rendered_prompt"] == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert document["finish_reason"] in {"stop", "length"}
+
+
+def test_a_missing_model_is_an_error_in_json_too(tmp_path: Path) -> None:
+    ran = ft("generate", "--model", tmp_path / "none", "--prompt", "Hello", "--json")
+    assert ran.code == 1
+    assert "none" in ran.json["error"]["message"]
+
+
+def test_chat_ends_politely_with_its_input(model: Path) -> None:
+    ran = ft("chat", "--model", model, "--max-tokens", 3, stdin="Hello\n\n/adapter on\n")
+    assert ran.code == 0
+    assert "no adapter" in ran.err
