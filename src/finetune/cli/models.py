@@ -124,7 +124,7 @@ def _lines(info: "ModelInfo", rank: int) -> list[tuple[str, str]]:
         ("chat template", "yes" if info.has_chat_template else "no"),
         (
             f"LoRA, rank {rank}",
-            f"{lora['trainable']:,} trainable parameters ({lora['share']:.2%}) in {lora['modules']} modules",
+            f"{lora['trainable']:,} trainable parameters ({lora['share']:.2%}) in {lora['modules']} linear modules",
         ),
         ("adapter file", size(lora["adapter_bytes"])),
         ("memory, LoRA", f"about {size(memory['lora'])} and activations"),

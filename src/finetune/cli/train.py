@@ -256,9 +256,14 @@ def _show(result: "TrainingResult", *, json: bool) -> None:
     if json:
         print_json({"run_dir": str(result.run_dir), **result.metrics})
         return
-    rows = [
-        ("final loss", f"{result.final_loss:.4f}"),
-        ("perplexity", f"{result.perplexity:.2f}"),
+    report = result.metrics
+    rows = [("loss", f"{result.final_loss:.4f} at the end of training")]
+    if report["final_eval_loss"] is not None:
+        rows.append(
+            ("evaluation", f"loss {report['initial_eval_loss']:.4f} before, {report['best_eval_loss']:.4f} at best")
+        )
+        rows.append(("perplexity", f"{result.perplexity:.2f}"))
+    rows += [
         ("time", f"{result.training_time:.1f} s"),
         ("peak memory", f"{result.peak_memory_gb:.2f} GB"),
         ("report", str(result.run_dir / "report.html")),

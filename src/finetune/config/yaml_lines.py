@@ -104,7 +104,9 @@ class _Reader:
             value = self.construct(node)
         except (YAMLError, ValueError):
             line = node.start_mark.line + 1
-            self.document.problems.append((line, f"{node.value}: a value with the tag {node.tag} is not accepted"))
+            self.document.problems.append(
+                (line, f"{node.value}: the tag {node.tag} is not accepted. Write a plain value")
+            )
             return None
         # A date is only text that looks like one: no option takes dates.
         return node.value if isinstance(value, datetime.date | bytes | set) else value

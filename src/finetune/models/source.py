@@ -77,7 +77,8 @@ def find_directory(name: str) -> Path:
             f"{name} is a file. A model is a directory with config.json, weights and a tokenizer: give {path.parent}."
         )
     if not cache.is_hub_name(name):
-        raise ModelError(f"There is no model directory {name}.{_near(path)}")
+        near = _near(path) or f" Give a directory with config.json, the name of a cached model, or {DEMO}."
+        raise ModelError(f"There is no model directory {name}.{near}")
     snapshot = cache.find_snapshot(name)
     if snapshot is None:
         raise ModelError(

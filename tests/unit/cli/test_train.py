@@ -22,6 +22,7 @@ class Workflow:
         self.loaded: LoadedConfig | None = None
         self.resumed: Path | None = None
         self.overrides: list[str] = []
+        self.final_eval: float | None = 0.3
 
     def train(self, config: LoadedConfig, *, listeners: Sequence[Any], resume: Path | None = None) -> SimpleNamespace:
         self.loaded, self.resumed = config, resume
@@ -33,10 +34,15 @@ class Workflow:
         return self.result()
 
     def result(self) -> SimpleNamespace:
+        evaluation = {"initial_eval_loss": 2.0, "best_eval_loss": 0.25, "final_eval_loss": self.final_eval}
         return SimpleNamespace(
-            run_dir=Path("outputs/r"), final_loss=0.5, perplexity=1.65, training_time=2.0, peak_memory_gb=0.1,
-            metrics={"final_loss": 0.5},
-        )  # fmt: skip
+            run_dir=Path("outputs/r"),
+            final_loss=0.5,
+            perplexity=1.65,
+            training_time=2.0,
+            peak_memory_gb=0.1,
+            metrics={"final_loss": 0.5, **evaluation},
+        )
 
     def value(self, key: str) -> Any:
         assert self.loaded is not None
@@ -139,11 +145,25 @@ def test_an_option_before_the_command_is_refused(workflow: Workflow, capsys: pyt
     assert "--profile before `start` has no effect. Put it after" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("final_eval", "shown"), [(0.3, True), (None, False)])
+def test_a_person_sees_what_changed_and_what_to_do_next(
+    workflow: Workflow, capsys: pytest.CaptureFixture[str], final_eval: float | None, shown: bool
+) -> None:
+    workflow.final_eval = final_eval
+
+    main.run(["train", "start", "m", "d.jsonl"])
+
+    out = capsys.readouterr().out
+    assert ("loss 2.0000 before, 0.2500 at best" in out) is shown
+    assert "Next: ft evaluate outputs/r" in out
+
+
 def test_json_is_one_document_with_the_report(workflow: Workflow, capsys: pytest.CaptureFixture[str]) -> None:
     main.run(["train", "start", "m", "d.jsonl", "--json"])
 
     shown = capsys.readouterr()
-    assert json.loads(shown.out) == {"run_dir": "outputs/r", "final_loss": 0.5}
+    document = json.loads(shown.out)
+    assert (document["run_dir"], document["final_loss"]) == ("outputs/r", 0.5)
     assert "a library says something" in shown.err
 
 

@@ -199,7 +199,7 @@ def test_a_key_without_its_section_is_answered_with_the_whole_key(tmp_path: Path
         ("lora:\n  rank_pattern:\n    q_proj: 0", "lora.rank_pattern.q_proj = 0 (line 7): must be greater than 0."),
         ("lora: 16", "lora = 16 (line 5): must hold options, one a line below it, not a number."),
         ("lora:\n  rank: 8\n  rank: 9", "line 7: rank: given twice (first in line 6). Keep one."),
-        ("lora:\n  rank: !!python/name:os.system x", "line 6: x: a value with the tag tag:yaml.org,2002:python/name:"),
+        ("lora:\n  rank: !!python/name:os.system x", "line 6: x: the tag tag:yaml.org,2002:python/name:"),
         ("lora:\n  ? [a]\n  : 1", "line 6: a key must be a word, not a list or a mapping."),
     ],
 )

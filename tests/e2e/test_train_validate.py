@@ -1,0 +1,78 @@
+"""`ft train validate`: everything is checked and counted before a weight is loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.model_files import write_model
+from tests.support.tiny_tokenizer import tiny_backend
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A configuration over a model of zeros and twenty short rows."""
+    backend = tiny_backend()
+    model = write_model(tmp_path / "model", config={"vocab_size": backend.get_vocab_size()})
+    backend.save(str(model / "tokenizer.json"))
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"say {n}", "completion": f"{n}"}) for n in range(20)]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    file = tmp_path / "run.yml"
+    text = f"model:\n  name: {model}\nlora:\n  rank: 2\ndata:\n  train_file: {rows}\n  template: chatml\n"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def validate(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune", "train", "validate", str(config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_rows_steps_and_memory_are_counted(config: Path) -> None:
+    done = validate(config, "--set", "training.epochs=2", "--json")
+
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert (found["train_rows"], found["validation_rows"]) == (18, 2)
+    # 18 rows in steps of 4 are 5 steps, the last of 2 rows; two epochs are 10.
+    assert (found["steps_per_epoch"], found["steps"]) == (5, 10)
+    # Rank 2 on the one linear module [6, 4]; the base has 60 parameters of 4 bytes.
+    assert (found["trainable_parameters"], found["memory_bytes"] - found["trainable_parameters"] * 16) == (20, 240)
+    assert found["sources"]["lora.rank"] == "run.yml:4"
+
+
+def test_a_person_gets_a_table_and_advice(config: Path) -> None:
+    done = validate(config, "--set", "lora.alpha=64")
+
+    assert done.returncode == 0, done.stderr
+    assert "20 read, 18 to train on, 2 to validate on" in done.stdout
+    assert "lora.alpha = 64 is far from 2 x rank (4)" in done.stdout
+    assert "The configuration and the data are in order." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "said"),
+    [
+        ("lora.rank=16", 2, "lora.rank=16 is more than the width 4 of q_proj"),
+        ("lora.target_modules=[qproj]", 2, "Did you mean q_proj?"),
+        ("data.train_file=none.jsonl", 1, "none.jsonl"),
+        ("model.name=none", 1, "none is neither a directory nor a model in the Hugging Face cache"),
+        ("training.learning_rate=-1", 2, "training.learning_rate = -1 (--set): must be greater than 0."),
+    ],
+)
+def test_what_a_run_would_trip_over_is_found(config: Path, override: str, code: int, said: str) -> None:
+    done = validate(config, "--set", override)
+
+    assert said in done.stderr
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_directory_that_is_in_use_is_found(config: Path) -> None:
+    done = validate(config, "--set", f"output.output_dir={config.parent}")
+
+    assert done.returncode != 0
+    assert str(config.parent) in done.stderr
