@@ -14,8 +14,6 @@ from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 ExportFormat: TypeAlias = Literal["peft", "mlx", "merged"]
 
-CHAT_TEMPLATE = "chat_template.jinja"
-
 
 def write_peft(adapter: Path, destination: Path, *, base: str) -> None:
     """PEFT's two files, with the base's name in the configuration. Weights of a PEFT adapter are copied as they are."""
