@@ -100,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         return _report(arguments, error, str(error), error.exit_code)
     except typer.TyperException as error:
         return _report(arguments, error, _usage(arguments, error.format_message()), error.exit_code)
+    except typer.Abort as error:
+        return _report(arguments, error, "The input ended, so nothing more was done.", 1)
     except Exception as error:
         return _report_fault(arguments, error)
     # typer turns Ctrl-C into this code and says nothing.

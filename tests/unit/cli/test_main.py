@@ -31,6 +31,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (UsageError("no such option"), 2, "no such option\n"),
         (StoppedBySignal("stopped at step 3", 15), 143, "stopped at step 3\n"),
         (KeyboardInterrupt(), 130, "Stopped.\n"),
+        (EOFError(), 1, "\nThe input ended, so nothing more was done.\n"),
     ],
 )
 def test_an_error_is_a_message_and_its_exit_code(
