@@ -10,7 +10,7 @@ import typer
 
 from finetune.cli import answers
 from finetune.cli.console import note
-from finetune.core.errors import UsageError
+from finetune.core.errors import FinetuneError
 
 if TYPE_CHECKING:
     from finetune.workflows.chat import Conversation
@@ -105,7 +105,7 @@ def _turn(conversation: "Conversation", line: str) -> None:
             _command(conversation, line)
         else:
             _answer(conversation, line)
-    except UsageError as error:
+    except FinetuneError as error:
         note(str(error))
 
 

@@ -18,31 +18,44 @@ MOST_CHARACTERS = 160
 def describe(event: Event, total_steps: int) -> str | None:
     """One line for an event; None for one that says nothing to people."""
     match event:
-        case RunStarted():
-            return _started(event)
-        case StepCompleted():
-            return (
-                f"step {event.step}/{total_steps}  loss {event.loss:.4f}  learning rate {event.learning_rate:.2e}  "
-                f"{event.tokens_per_second:,.0f} tokens/s  {event.memory_gb:.2f} GB"
-            )
-        case StepSkipped():
-            return f"step {event.step}/{total_steps}  skipped: loss or gradient is not finite ({event.consecutive} in a row)"
-        case EvalCompleted():
-            best = "  (best so far)" if event.is_best else ""
-            return (
-                f"evaluation at step {event.step}  loss {event.loss:.4f}  perplexity {event.perplexity:.4g}  "
-                f"accuracy {event.accuracy:.1%}{best}"
-            )
-        case SampleGenerated():
-            return f"sample  {one_line(event.prompt)!r} -> {one_line(event.output)!r}, expected {one_line(event.expected)!r}"
-        case CheckpointSaved():
-            return f"checkpoint {event.path}"
+        case StepCompleted() | StepSkipped():
+            return f"step {event.step}/{total_steps}  {_step(event)}"
+        case EvalCompleted() | SampleGenerated():
+            return _evaluation(event)
         case Notice():
             return event.message if event.level == "info" else f"Warning: {event.message}"
-        case RunFinished():
-            return f"{finish_words(event.reason)} at step {event.step} after {duration(event.seconds)}"
+        case CheckpointSaved():
+            return f"checkpoint {event.path}"
+        case RunStarted() | RunFinished():
+            return _run(event)
         case _:
             return None
+
+
+def _step(event: StepCompleted | StepSkipped) -> str:
+    if isinstance(event, StepSkipped):
+        return f"skipped: loss or gradient is not finite ({event.consecutive} in a row)"
+    return (
+        f"loss {event.loss:.4f}  learning rate {event.learning_rate:.2e}  "
+        f"{event.tokens_per_second:,.0f} tokens/s  {event.memory_gb:.2f} GB"
+    )
+
+
+def _evaluation(event: EvalCompleted | SampleGenerated) -> str:
+    if isinstance(event, SampleGenerated):
+        said, expected = one_line(event.output), one_line(event.expected)
+        return f"sample  {one_line(event.prompt)!r} -> {said!r}, expected {expected!r}"
+    best = "  (best so far)" if event.is_best else ""
+    return (
+        f"evaluation at step {event.step}  loss {event.loss:.4f}  perplexity {event.perplexity:.4g}  "
+        f"accuracy {event.accuracy:.1%}{best}"
+    )
+
+
+def _run(event: RunStarted | RunFinished) -> str:
+    if isinstance(event, RunFinished):
+        return f"{finish_words(event.reason)} at step {event.step} after {duration(event.seconds)}"
+    return _started(event)
 
 
 def _started(event: RunStarted) -> str:

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one event a line, in the order in which they happened."""
 
+import contextlib
 import json
 import math
 import os
@@ -27,8 +28,9 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Write what is left and close the file."""
-        self._file.close()
+        """Write what is left and close the file; a disk that is full was reported when it happened."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def to_line(record: dict[str, Any]) -> str:

@@ -5,22 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.core.types import ParameterCount
+from finetune.data.report import RowCounts
 from finetune.evaluation.metrics import perplexity
 from finetune.training.state import TrainingState
 
 BYTES_PER_GB = 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class RowCounts:
-    """What became of the rows of the data files."""
-
-    read: int
-    trained: int
-    dropped: int
-    truncated: int
-    duplicates: int
-    undesirable: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """`training.log`: the run in sentences, each with its time."""
 
+import contextlib
 from datetime import datetime
 from pathlib import Path
 
@@ -23,5 +24,6 @@ class TextLog:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a disk that is full was reported when it happened."""
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -5,10 +5,10 @@ that was stopped anywhere and resumed does what the uninterrupted run does, bit 
 """
 
 import math
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from signal import Signals
 from typing import Protocol
 
 from finetune.core.errors import TrainingError
@@ -48,7 +48,7 @@ class Outcome:
 
     state: TrainingState
     reason: str
-    signal: signal.Signals | None = None  # set where a signal ended the run before its end
+    signal: Signals | None = None  # set where a signal ended the run before its end
 
 
 class Trainer:

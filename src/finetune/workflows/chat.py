@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.core.errors import UsageError
+from finetune.core.errors import FinetuneError, UsageError
 from finetune.data.rows import Message
 from finetune.data.templates import choose_template
 from finetune.generation.chat import ChatHistory
@@ -78,16 +78,17 @@ class Conversation:
     def _request(self, text: str, adapter: str | None) -> TextRequest:
         """The next prompt; the oldest exchanges are forgotten, and that is said, where the context is full."""
         self.history.ask(text)
+        limit = self._opened.source.context_length
         try:
-            limit = self._opened.source.context_length
             forgotten = 0 if limit is None else self.history.fit(self._length, limit)
-        except UsageError:
+            prompt = self._opened.prompter.messages(self.history.messages)
+            request = fit_to_context(TextRequest(prompt, self._options, adapter), limit)
+        except FinetuneError:
             self.history.withdraw()
             raise
         if forgotten:
             self._on_notice(f"The context is full: the {forgotten} oldest exchanges are forgotten.")
-        prompt = self._opened.prompter.messages(self.history.messages)
-        return fit_to_context(TextRequest(prompt, self._options, adapter), self._opened.source.context_length)
+        return request
 
     def _length(self, messages: Sequence[Message]) -> int:
         return len(self._opened.prompter.messages(messages).ids)

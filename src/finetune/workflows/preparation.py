@@ -31,15 +31,6 @@ class Preparation:
     batches: BatchPlan
     plan: TrainingPlan
 
-    def identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on: hashes of model, tokenizer, template and data."""
-        return {
-            "model": self.model_files(),
-            "tokenizer": self.tokenizer.fingerprint,
-            "template": self.data.template.sha256,
-            "data": dict(self.data.fingerprints),
-        }
-
     def model_files(self) -> dict[str, str]:
         """SHA-256 of the files that the weights come from; drawing them at random needs config.json alone."""
         patterns = CONTENT_OF_A_MODEL if self.config.model.init == "pretrained" else CONTENT_OF_A_MODEL[:1]

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
 
 from finetune import __version__
@@ -18,7 +19,7 @@ LIBRARIES = ("numpy", "safetensors", "tokenizers", "transformers")
 
 
 def run_record(prepared: Preparation) -> dict[str, Any]:
-    """Versions, machine, and what identifies model and data. `identity` must be the same to go on."""
+    """Versions, machine, and what identifies model and data."""
     info = prepared.engine.info()
     return {
         "format": FORMAT,
@@ -37,10 +38,27 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
             "name": prepared.config.model.name,
             "path": str(prepared.source.path),
             "model_type": prepared.source.model_type,
+            "files": prepared.model_files(),
         },
-        "template": prepared.data.template.name,
+        "tokenizer": {"sha256": prepared.tokenizer.fingerprint},
+        "template": {"name": prepared.data.template.name, "sha256": prepared.data.template.sha256},
         "max_length": prepared.data.max_length,
-        "identity": prepared.identity(),
+        "data": dict(prepared.data.fingerprints),
+    }
+
+
+def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same when the run goes on: hashes, never the places where files lie."""
+    data = {key: value for key, value in record["data"].items() if key not in {"files", "template", "tokenizer"}}
+    files = {
+        f"{number} ({PurePath(file['path']).name})": {"sha256": file["sha256"]}
+        for number, file in enumerate(record["data"]["files"], start=1)
+    }
+    return {
+        "model": record["model"]["files"],
+        "tokenizer": record["tokenizer"]["sha256"],
+        "template": record["template"]["sha256"],
+        "data": {"file": files, **data},
     }
 
 

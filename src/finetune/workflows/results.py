@@ -12,7 +12,7 @@ from finetune.core.paths import RunPaths
 from finetune.core.types import ParameterCount
 from finetune.tracking.metrics_log import read_events, to_text
 from finetune.tracking.page import render_page
-from finetune.tracking.report import RowCounts, RunFacts, make_report
+from finetune.tracking.report import RunFacts, make_report
 from finetune.training.checkpoints import copy_result, damage
 from finetune.training.state import TrainingState
 from finetune.training.trainer import Outcome
@@ -78,7 +78,6 @@ class Finisher:
 
     def _facts(self) -> RunFacts:
         prepared = self.prepared
-        rows = prepared.data.report
         return RunFacts(
             engine=prepared.engine.name,
             method=prepared.config.training.method,
@@ -86,13 +85,6 @@ class Finisher:
             run_dir=str(self.paths.root),
             steps_per_epoch=prepared.plan.steps_per_epoch,
             parameters=self.parameters,
-            rows=RowCounts(
-                read=rows.read,
-                trained=rows.trained,
-                dropped=rows.dropped,
-                truncated=rows.truncated,
-                duplicates=rows.duplicates,
-                undesirable=rows.undesirable,
-            ),
+            rows=prepared.data.report.rows,
             validation_rows=len(prepared.data.validation),
         )

@@ -14,7 +14,7 @@ from finetune.training.checkpoints import Checkpoints, Warn, read_state
 from finetune.training.compatibility import config_differences, fact_differences
 from finetune.training.state import TrainingState
 from finetune.workflows.preparation import Preparation
-from finetune.workflows.record import read_record, run_record
+from finetune.workflows.record import identity_of, read_record, run_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def refuse_changes(paths: RunPaths, prepared: Preparation) -> list[str]:
     changed = config_differences(load_config(paths.config, environ={}).config, prepared.config)
     if changed:
         raise UsageError(_refusal(paths, changed, "Take them back, or start a new run with another --output."))
-    changed = fact_differences(started["identity"], now["identity"])
+    changed = fact_differences(identity_of(started), identity_of(now))
     if changed:
         raise CheckpointError(_refusal(paths, changed, "Put them back as they were, or start a new run."))
     others = fact_differences(started["versions"], now["versions"])

@@ -20,10 +20,39 @@ def versions() -> dict[str, str]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json with mlx-lm's corrections (tagged infinities, the generation config's EOS)."""
+    """config.json as mlx-lm reads it: its own corrections, and the keys that transformers 5 renamed.
+
+    Raises ModelError where it is missing or damaged.
+    """
     from mlx_lm.utils import load_config
 
-    return dict(load_config(path))
+    try:
+        return with_known_keys(dict(load_config(path)))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
+
+
+def with_known_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Add what mlx-lm looks for under older names.
+
+    transformers 5 writes `rope_parameters` (by layer type for gemma3) in place of `rope_theta`, `rope_scaling` and
+    `partial_rotary_factor`, and `layer_types` in place of `sliding_window_pattern`. mlx-lm would silently use its
+    defaults: another model.
+    """
+    added: dict[str, Any] = {}
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        added["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta", 10000.0)
+        rope = rope["full_attention"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            added[key] = rope[key]
+    if rope.get("rope_type", "default") != "default":
+        added["rope_scaling"] = {"type": rope["rope_type"], **rope}
+    types = config.get("layer_types") or []
+    if "sliding_attention" in types and "full_attention" in types:
+        added["sliding_window_pattern"] = types.index("full_attention") + 1
+    return {**added, **config}
 
 
 def build_model(config: Mapping[str, Any]) -> Any:
@@ -41,9 +70,37 @@ def build_model(config: Mapping[str, Any]) -> Any:
             "Choose another base model."
         ) from None
     try:
-        return model_class(arguments_class.from_dict(dict(config)))
+        return _corrected(model_class(arguments_class.from_dict(dict(config))), config)
     except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as error:
         raise ModelError(f"config.json does not describe a {config.get('model_type')} model: {error}.") from None
+
+
+def _corrected(model: Any, config: Mapping[str, Any]) -> Any:
+    """Undo two simplifications of mlx-lm that move logits by 1e-3 against transformers."""
+    if config.get("model_type") == "gemma":
+        for layer in model.layers:
+            layer.mlp.__class__ = _TanhGeluMLP
+    if config.get("model_type") == "gemma3_text":
+        model.model.embed_tokens.__class__ = _ExactlyScaledEmbedding
+    return model
+
+
+class _TanhGeluMLP(nn.Module):  # type: ignore[misc]
+    """Gemma's MLP with the tanh form of GELU that it was trained with; mlx-lm computes the exact one."""
+
+    def __call__(self, x: Any) -> Any:
+        return self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x))
+
+
+class _ExactlyScaledEmbedding(nn.Embedding):  # type: ignore[misc]
+    """Gemma 3 multiplies embeddings by sqrt(width), which mlx-lm rounds to bfloat16 even in float32."""
+
+    def __call__(self, x: Any) -> Any:
+        embedded = super().__call__(x)
+        if embedded.dtype != mx.float32:
+            return embedded
+        factor = float(embedded.shape[-1] ** 0.5)
+        return embedded * (factor / mx.array(factor, mx.bfloat16).astype(mx.float32))
 
 
 def sanitize(model: Any, weights: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""Exports in the hands of the programs that they are for: PEFT, transformers and mlx-lm."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tests.support.in_process import ft_here as ft
+from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+# PEFT asks for a property that transformers has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+IDS = np.array([[256, 10, 20, 30, 40, 50, 60, 70]])
+# float32 in three libraries with their own order of additions; logits here are of size 10.
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    return write_tiny_adapter(tmp_path_factory.mktemp("adapters") / "tiny", base=str(model))
+
+
+@pytest.fixture(scope="module")
+def peft_logits(model: Path, adapter: Path) -> np.ndarray:
+    """PEFT on the adapter that is exported: the reference."""
+    return torch_logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter))
+
+
+def torch_logits(model: torch.nn.Module) -> np.ndarray:
+    with torch.no_grad():
+        return np.asarray(model.eval()(torch.tensor(IDS)).logits.float().numpy())
+
+
+def export(adapter: Path, format: str, output: Path) -> Path:
+    ran = ft("export", adapter, "--format", format, "--output", output, "--json")
+    assert ran.code == 0, ran.err
+    comparison = ran.json["comparison"]
+    assert comparison["largest_difference"] <= comparison["tolerance"] < comparison["adapter_effect"]
+    assert "README.md" in ran.json["files"]
+    return output
+
+
+def test_a_peft_export_gives_the_same_logits_in_peft(
+    model: Path, adapter: Path, peft_logits: np.ndarray, tmp_path: Path
+) -> None:
+    exported = export(adapter, "peft", tmp_path / "out")
+    base = json.loads((exported / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert Path(base) == model
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), exported)
+    np.testing.assert_allclose(torch_logits(loaded), peft_logits, rtol=0, atol=0)
+
+
+def test_a_merged_export_gives_the_same_logits_in_transformers(
+    model: Path, adapter: Path, peft_logits: np.ndarray, tmp_path: Path
+) -> None:
+    exported = export(adapter, "merged", tmp_path / "out")
+    np.testing.assert_allclose(torch_logits(AutoModelForCausalLM.from_pretrained(exported)), peft_logits, **CLOSE)
+    original, carried = AutoTokenizer.from_pretrained(model), AutoTokenizer.from_pretrained(exported)
+    assert carried("some text").input_ids == original("some text").input_ids
+    assert carried.chat_template == original.chat_template
+
+
+def test_an_mlx_export_gives_the_same_logits_in_mlx_lm(
+    model: Path, adapter: Path, peft_logits: np.ndarray, tmp_path: Path
+) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    exported = export(adapter, "mlx", tmp_path / "out")
+    loaded, _ = load(str(model), adapter_path=str(exported))
+    logits = np.array(loaded(mx.array(IDS)).astype(mx.float32))
+    np.testing.assert_allclose(logits, peft_logits, **CLOSE)
+
+
+def test_a_merged_export_loads_in_mlx_lm(adapter: Path, peft_logits: np.ndarray, tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    loaded, _ = load(str(export(adapter, "merged", tmp_path / "out")))
+    np.testing.assert_allclose(np.array(loaded(mx.array(IDS)).astype(mx.float32)), peft_logits, **CLOSE)
+
+
+def test_an_adapter_goes_to_mlx_and_back_without_a_change(adapter: Path, model: Path, tmp_path: Path) -> None:
+    there = export(adapter, "mlx", tmp_path / "mlx")
+    back = tmp_path / "back"
+    assert ft("export", there, "--model", model, "--format", "peft", "--output", back).code == 0
+    from safetensors.numpy import load_file
+
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (adapter, back))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
