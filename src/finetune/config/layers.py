@@ -78,9 +78,9 @@ def read_file(path: Path | None) -> LayerValues:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        layer.refuse(
-            source, f"{path}: there is no such file. Give the path of a YAML file, or start from `ft train schema`."
-        )
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        hint = f"Did you mean {path.with_name(near[0])}?" if near else "Give the path of a YAML file."
+        layer.refuse(source, f"{path}: there is no such file. {hint}")
     except UnicodeDecodeError as error:
         layer.refuse(source, f"byte {error.start}: the file is not UTF-8 text. Save it as UTF-8.")
     except OSError as error:
