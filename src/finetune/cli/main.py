@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "Answer one prompt with a model, with or without an adapter.",
     "chat": "Talk to a model on the terminal.",
     "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
+    "dataset": "Look at a file of examples: what is in it, what the model sees, what is wrong.",
     "models": "List the models on this machine, and say what is in one.",
     "doctor": "Check this machine: engines, libraries, memory, what to install.",
 }
