@@ -36,6 +36,7 @@ class ConsoleListener:
 
         self._console = console or Console(stderr=stderr, highlight=False, soft_wrap=True)
         self._show: _Bar | _Plain = _Bar(self._console) if self._console.is_terminal else _Plain(self._console)
+        self._samples = _FewSamples()
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +47,25 @@ class ConsoleListener:
         self._show.close()
 
     def __call__(self, event: Event) -> None:
-        self._show(event)
+        if self._samples.lets_through(event):
+            self._show(event)
+
+
+class _FewSamples:
+    """All samples of the first and the last evaluation, one of each in between: the log has the rest."""
+
+    def __init__(self) -> None:
+        self._last_step = 0
+        self._shown_at = -1
+
+    def lets_through(self, event: Event) -> bool:
+        """Whether the event is to be shown."""
+        if isinstance(event, RunStarted):
+            self._last_step = event.total_steps
+        if not isinstance(event, SampleGenerated):
+            return True
+        is_first, self._shown_at = event.step != self._shown_at, event.step
+        return is_first or event.step in {0, self._last_step}
 
 
 class _Plain:
@@ -177,7 +196,7 @@ def _evaluation(event: EvalCompleted) -> str:
     best = "  [green]best so far[/]" if event.is_best else ""
     return (
         f"[cyan]step {event.step:>5}[/]  evaluation loss [bold]{event.loss:.4f}[/]  "
-        f"perplexity {event.perplexity:.4g}  accuracy {event.accuracy:.1%}{best}"
+        f"perplexity {event.perplexity:,.2f}  accuracy {event.accuracy:.1%}{best}"
     )
 
 

@@ -47,7 +47,7 @@ def _evaluation(event: EvalCompleted | SampleGenerated) -> str:
         return f"sample  {one_line(event.prompt)!r} -> {said!r}, expected {expected!r}"
     best = "  (best so far)" if event.is_best else ""
     return (
-        f"evaluation at step {event.step}  loss {event.loss:.4f}  perplexity {event.perplexity:.4g}  "
+        f"evaluation at step {event.step}  loss {event.loss:.4f}  perplexity {event.perplexity:,.2f}  "
         f"accuracy {event.accuracy:.1%}{best}"
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from finetune.tracking.lines import duration, finish_words
@@ -51,10 +52,12 @@ def render_page(
     )
     template = environment.get_template("report.html.jinja")
     return template.render(
+        title=PurePath(str(report["model"])).name,
         report=report,
         figures=figures_of(report),
         plots=make_plots(events),
         samples=samples_of(events),
+        files=run_info["data"]["files"],
         notices=[event for event in events if event["event"] == "notice"],
         ended=finish_words(str(report["finish_reason"])),
         time=duration(float(report["training_time_seconds"])),
@@ -70,7 +73,7 @@ def figures_of(report: Mapping[str, Any]) -> list[Figure]:
     if before is not None and after is not None:
         figures.append(Figure("Evaluation loss", f"{after:.4f}", f"before {before:.4f} ({after / before - 1:+.0%})"))
     if report["perplexity"] is not None:
-        figures.append(Figure("Perplexity", f"{report['perplexity']:.4g}"))
+        figures.append(Figure("Perplexity", f"{report['perplexity']:,.2f}"))
     if report["accuracy"] is not None:
         figures.append(Figure("Token accuracy", f"{report['accuracy']:.1%}", "next tokens predicted exactly"))
     if report["final_loss"] is not None:

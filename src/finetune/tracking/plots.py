@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_POINTS = 500
@@ -40,17 +40,22 @@ def make_plots(events: Sequence[Mapping[str, Any]]) -> tuple[Plot, ...]:
     evaluations = [event for event in events if event["event"] == "eval"]
     if not steps:
         return ()
-    training = _curve("training", steps, "loss")
-    smooth = Curve("training (smooth)", training.steps, smoothed(training.values))
-    curves = [Curve("training", training.steps, training.values, faint=True), smooth]
+    losses = _with_average("training, smoothed", steps, "loss")
     if evaluations:
-        curves.append(_curve("evaluation", evaluations, "loss", colour=SECOND, marked=True))
+        losses.append(_curve("evaluation", evaluations, "loss", colour=SECOND, marked=True))
+    speed = _with_average("tokens/s, smoothed", steps, "tokens_per_second")
     return (
-        _plot("Loss", "nats per trained token", curves),
+        _plot("Loss", "nats per trained token", losses),
         _plot("Learning rate", "", [_curve("learning rate", steps, "learning_rate")]),
-        _plot("Speed", "tokens per second", [_curve("tokens/s", steps, "tokens_per_second")], from_zero=True),
+        _plot("Speed", "tokens per second", speed, from_zero=True),
         _plot("Memory", "GB, peak", [_curve("memory", steps, "memory_gb")], from_zero=True),
     )
+
+
+def _with_average(label: str, records: Sequence[Mapping[str, Any]], key: str) -> list[Curve]:
+    """The values as they are, faint, and their average in front."""
+    raw = _curve(label, records, key)
+    return [replace(raw, faint=True), replace(raw, values=smoothed(raw.values))]
 
 
 def smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
@@ -101,7 +106,7 @@ def _draw(title: str, curves: Sequence[Curve], *, from_zero: bool) -> str:
         axes = figure.subplots()
         for curve in curves:
             _add(axes, curve)
-        _dress(axes, legend=len(curves) > 1, from_zero=from_zero)
+        _dress(axes, legend=sum(not curve.faint for curve in curves) > 1, from_zero=from_zero)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _for_the_page(text.getvalue(), name)

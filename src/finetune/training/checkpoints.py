@@ -95,7 +95,7 @@ class Checkpoints:
                 _delete(self.paths.checkpoint(step))
 
     def rewind(self, step: int, *, best_step: int | None) -> None:
-        """Make `step` the latest: sealed checkpoints after it are deleted, damaged ones are set aside.
+        """Make `step` the latest: whole checkpoints after it are deleted, damaged ones are set aside.
 
         They would be written again, byte for byte, by the run that goes on from here.
         """
@@ -182,10 +182,10 @@ def read_state(directory: Path) -> TrainingState:
 
 
 def set_aside(directory: Path) -> None:
-    """Make room at `directory`: delete a sealed checkpoint, rename anything else to `<name>.damaged`."""
+    """Make room at `directory`: delete a whole checkpoint, rename anything else to `<name>.damaged`."""
     if not directory.exists():
         return
-    if is_sealed(directory):
+    if not damage(directory):
         _delete(directory)
         return
     place = directory.with_name(f"{directory.name}.damaged")

@@ -14,7 +14,7 @@ from finetune.config.advice import advise
 from finetune.config.dump import dump_config
 from finetune.config.load import LoadedConfig, load_config
 from finetune.config.schema import RunConfig
-from finetune.core.errors import StoppedBySignal, TrainingError
+from finetune.core.errors import StoppedBySignal, TrainingError, UsageError
 from finetune.core.events import Listener, Notice, RunFinished, RunStarted
 from finetune.core.files import write_atomically
 from finetune.core.paths import RunPaths
@@ -48,15 +48,19 @@ class TrainingResult:
 
 
 def train(
-    config: RunConfig | LoadedConfig, *, listeners: Sequence[Listener] = (), resume: Path | None = None
+    config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str,
+    *,
+    listeners: Sequence[Listener] = (),
+    resume: Path | None = None,
 ) -> TrainingResult:
     """Tune a model on a data set as `config` says, and leave the result in `output.output_dir`.
 
+    `config` is a configuration, a mapping in the shape of its file, or the path of a file.
     With `resume` (a run or one of its checkpoints) go on there instead, if `config` still means the same steps.
     Ctrl-C and SIGTERM save a checkpoint and raise StoppedBySignal. Raises other FinetuneErrors for all that a
     person can put right; what is wrong with the configuration, the data or the model leaves nothing behind.
     """
-    settings = config.config if isinstance(config, LoadedConfig) else config
+    settings = _settings(config)
     if resume is not None:
         return _go_on(settings, resume, listeners)
     directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
@@ -76,6 +80,24 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequenc
     """
     paths, _ = locate(Path(run))
     return train(load_config(paths.config, environ={}, overrides=overrides), listeners=listeners, resume=Path(run))
+
+
+def _settings(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str) -> RunConfig:
+    match config:
+        case RunConfig():
+            return config
+        case LoadedConfig():
+            return config.config
+        case str() | Path():
+            return load_config(Path(config)).config
+        case _:
+            flat = [section for section, values in config.items() if not isinstance(values, Mapping)]
+            if flat:
+                raise UsageError(
+                    f"{', '.join(flat)}: give a mapping of options, for example {{'model': {{'name': 'demo'}}}}."
+                )
+            flags = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
+            return load_config(None, environ={}, flags=flags).config
 
 
 def _go_on(config: RunConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:

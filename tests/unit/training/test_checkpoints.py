@@ -1,7 +1,9 @@
 """Checkpoints: whole or absent, and never the wrong one deleted."""
 
+import contextlib
 import errno
 import json
+import os
 import random
 from pathlib import Path
 
@@ -169,6 +171,33 @@ def test_what_a_killed_process_left_is_cleaned_and_nothing_else(run):
     assert damage(run.checkpoint(1)) == []
 
 
+class Killed(BaseException):
+    """What SIGKILL is to a process."""
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+def test_a_process_that_dies_while_it_saves_leaves_the_earlier_checkpoint_or_the_whole_new_one(run, monkeypatch, calls):
+    save(run, 1)
+    left = [calls]
+
+    def die(_path: Path) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    monkeypatch.setattr("finetune.training.checkpoints.sync", die)
+    monkeypatch.setattr("finetune.training.checkpoints.shutil.rmtree", lambda *_args, **_options: None)
+    with contextlib.suppress(Killed):
+        save(run, 2)
+    monkeypatch.undo()
+    Checkpoints(run, 3).clean()
+
+    latest, heard = warnings_of(run)
+    assert latest in {run.checkpoint(1), run.checkpoint(2)}
+    assert heard == []
+    assert not temporaries(run)
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_said_and_leaves_the_earlier_checkpoint_and_nothing_new(run, number):
     save(run, 1, best=1)
@@ -176,7 +205,7 @@ def test_a_full_disk_is_said_and_leaves_the_earlier_checkpoint_and_nothing_new(r
     class Full(FakeSession):
         def save_state(self, directory: Path) -> None:
             (directory / "optimizer.safetensors").write_bytes(b"half")
-            raise OSError(number, "No room")
+            raise OSError(number, os.strerror(number))
 
     with pytest.raises(TrainingError, match=r"disk is full.*The checkpoint of step 1 is intact.*--resume"):
         Checkpoints(run, 3).save(Full(), TrainingState(step=2))
