@@ -36,12 +36,17 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_completion_knows_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("typed", "position", "offered"), [("ft tr", 1, {"train"}), ("ft train s", 2, {"start", "schema"})]
+)
+def test_completion_knows_commands_and_what_is_in_them(
+    monkeypatch: pytest.MonkeyPatch, typed: str, position: int, offered: set[str]
+) -> None:
     monkeypatch.setenv("_FT_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "ft tr")
-    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(position))
 
-    assert ft().stdout.split() == ["train"]
+    assert set(ft().stdout.split()) == offered
 
 
 def test_json_errors_are_one_document_and_no_traceback() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.support.model_files import write_model
 from tests.support.tiny_tokenizer import tiny_backend
 

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
 from tests.support.in_process import ft_here as ft
 from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
+from tests.support.tiny_models import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # PEFT asks for a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
+WEIGHTS = "model.safetensors"
 IDS = np.array([[256, 10, 20, 30, 40, 50, 60, 70]])
 # float32 in three libraries with their own order of additions; logits here are of size 10.
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -35,9 +38,9 @@ def peft_logits(model: Path, adapter: Path) -> np.ndarray:
     return torch_logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter))
 
 
-def torch_logits(model: torch.nn.Module) -> np.ndarray:
+def torch_logits(model: torch.nn.Module, ids: np.ndarray = IDS) -> np.ndarray:
     with torch.no_grad():
-        return np.asarray(model.eval()(torch.tensor(IDS)).logits.float().numpy())
+        return np.asarray(model.eval()(torch.tensor(ids)).logits.float().numpy())
 
 
 def export(adapter: Path, format: str, output: Path) -> Path:
@@ -93,8 +96,34 @@ def test_an_adapter_goes_to_mlx_and_back_without_a_change(adapter: Path, model: 
     there = export(adapter, "mlx", tmp_path / "mlx")
     back = tmp_path / "back"
     assert ft("export", there, "--model", model, "--format", "peft", "--output", back).code == 0
-    from safetensors.numpy import load_file
-
     before, after = (load_file(path / "adapter_model.safetensors") for path in (adapter, back))
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3", "phi3", "qwen3"])
+def test_exports_of_other_architectures_give_the_logits_of_peft(kind: str, tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    base = make_model(tmp_path / "base", kind)
+    if kind == "gpt2":  # mlx-lm reads GPT-2 as the hub has it, without transformers' prefix
+        tensors = {name.removeprefix("transformer."): array for name, array in load_file(base / WEIGHTS).items()}
+        save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
+    torch.manual_seed(0)
+    layout = {"task_type": "CAUSAL_LM", "fan_in_fan_out": kind == "gpt2"}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, **layout)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = np.array([[1, 10, 20, 30, 40, 50, 60, 70]])
+    expected = torch_logits(model, ids)
+
+    for format in ("mlx", "merged"):
+        ran = ft(
+            "export", tmp_path / "adapter", "--model", base, "--format", format, "--output", tmp_path / format, "--json"
+        )
+        assert ran.code == 0, ran.err
+    by_adapter, _ = load(str(base), adapter_path=str(tmp_path / "mlx"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(torch_logits(merged, ids), expected, **CLOSE)
+    np.testing.assert_allclose(np.array(by_adapter(mx.array(ids)).astype(mx.float32)), expected, rtol=0, atol=1e-3)

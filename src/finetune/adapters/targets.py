@@ -1,4 +1,4 @@
-"""Which modules get an adapter, and of which rank. Names are those of PEFT: paths such as `model.layers.0.mlp.up_proj`."""
+"""Which modules get an adapter, and of which rank. Names are PEFT's: paths such as `model.layers.0.mlp.up_proj`."""
 
 import difflib
 from collections.abc import Mapping, Sequence

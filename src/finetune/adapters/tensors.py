@@ -14,7 +14,7 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 def read_tensors(path: Path) -> dict[str, FloatArray]:
     """Every tensor of the file as float32. Raises ModelError where it is missing or damaged."""
     try:
-        entries = deserialize(path.read_bytes())
+        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except FileNotFoundError:
         raise ModelError(f"{path.parent} holds no {path.name}. Copy the adapter again.") from None
     except (OSError, SafetensorError) as error:

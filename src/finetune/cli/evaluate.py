@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.workflows.evaluate import EvaluationResult
 
 SHOWN_SAMPLES = 3
-LONGEST_SHOWN = 400  # characters of a sample on the terminal; --json has all
+LONGEST_SHOWN = 240  # characters of a sample on the terminal; --json has all
 
 
 def evaluate(
@@ -31,8 +31,11 @@ def evaluate(
     template: answers.Template = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first rows.")] = None,
     generate: Annotated[
-        int, typer.Option("--generate", help="Prompts to answer, for exact match and samples; 0: none.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            "--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a model on held-out rows: loss, perplexity, accuracy, exact match, and sample answers.
@@ -111,9 +114,10 @@ def _table_rows(result: "EvaluationResult") -> list[tuple[str, list[str]]]:
         ("perplexity", [f"{scores.perplexity:,.3f}" for scores in both]),
         ("token accuracy", [f"{scores.accuracy:.1%}" for scores in both]),
     ]
+    matches = [scores.exact_match for scores in both if scores.exact_match is not None]
+    if matches:
+        rows.append((f"exact match ({len(result.samples)} answers)", [f"{share:.1%}" for share in matches]))
     if result.samples:
-        matches = [f"{scores.exact_match or 0.0:.1%}" for scores in both]
-        rows.append((f"exact match ({len(result.samples)} answers)", matches))
         rows.append(("seconds of generation", [f"{scores.generation_seconds:.1f}" for scores in both]))
     rows.append(("seconds of scoring", [f"{scores.seconds:.1f}" for scores in both]))
     return rows

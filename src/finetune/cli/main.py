@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "Answer one prompt with a model, with or without an adapter.",
     "chat": "Talk to a model on the terminal.",
     "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
+    "dataset": "Look at a file of examples: what is in it, what the model sees, what is wrong.",
     "models": "List the models on this machine, and say what is in one.",
     "doctor": "Check this machine: engines, libraries, memory, what to install.",
 }
@@ -95,19 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error becomes a message."""
     try:
-        return int(app(list(arguments), prog_name="ft", standalone_mode=False) or 0)
+        code = int(app(list(arguments), prog_name="ft", standalone_mode=False) or 0)
     except FinetuneError as error:
         return _report(arguments, error, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _report(arguments, KeyboardInterrupt(), "Stopped.", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except typer.TyperException as error:
         return _report(arguments, error, _usage(arguments, error.format_message()), error.exit_code)
+    except typer.Abort as error:
+        return _report(arguments, error, "The input ended, so nothing more was done.", 1)
     except Exception as error:
         return _report_fault(arguments, error)
+    # typer turns Ctrl-C into this code and says nothing.
+    return _report(arguments, KeyboardInterrupt(), "Stopped.", code) if code == INTERRUPTED else code
 
 
 def _report(arguments: Sequence[str], error: BaseException, message: str, exit_code: int) -> int:

@@ -4,6 +4,7 @@ Each reader returns what it found and what was wrong with it; nothing is raised 
 report the problems of all layers at once.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -60,7 +61,9 @@ def read_profile(name: str | None) -> LayerValues:
         return layer
     source = Source(Layer.PROFILE, name)
     if name not in profile_names():
-        layer.refuse(source, f"profile {name}: there is no such profile. Choose one of {', '.join(profile_names())}.")
+        near = difflib.get_close_matches(name, profile_names(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(profile_names())}."
+        layer.refuse(source, f"profile {name}: there is no such profile. {hint}")
         return layer
     text = (resources.files("finetune.config") / "profiles" / f"{name}.yml").read_text(encoding="utf-8")
     return _read_document(text, source)
@@ -75,9 +78,9 @@ def read_file(path: Path | None) -> LayerValues:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        layer.refuse(
-            source, f"{path}: there is no such file. Give the path of a YAML file, or start from `ft train schema`."
-        )
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        hint = f"Did you mean {path.with_name(near[0])}?" if near else "Give the path of a YAML file."
+        layer.refuse(source, f"{path}: there is no such file. {hint}")
     except UnicodeDecodeError as error:
         layer.refuse(source, f"byte {error.start}: the file is not UTF-8 text. Save it as UTF-8.")
     except OSError as error:

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from finetune.config.layers import Given, Problem, kind_of, short
 from finetune.config.options import options
 from finetune.config.sources import DEFAULT, Layer, Source
-from finetune.config.yaml_lines import KeyPath
+from finetune.config.yaml_lines import KeyPath, YamlProblem, read_yaml
 
 # Options that take one of several shapes: pydantic reports a finding for each shape that does not fit.
 SHAPES: Mapping[str, str] = {
@@ -102,6 +102,14 @@ def _right_type(kind: str, value: Any) -> str:
     want = wanted.get(kind.partition("_")[0], "another kind of value")
     if isinstance(value, float) and kind.startswith(("int", "finite")):
         return f"must be {want}"
-    if isinstance(value, str) and kind.startswith(("int", "float", "bool")):
+    if isinstance(value, str) and _is_quoted(value):
         return f"must be {want}, not text. Write it without quotes"
     return f"must be {want}, not {kind_of(value)}"
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether text would be a number or a truth if it stood in the file without its quotes."""
+    try:
+        return isinstance(read_yaml(text).value, bool | int | float)
+    except YamlProblem:
+        return False

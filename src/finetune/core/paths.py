@@ -6,6 +6,7 @@ from pathlib import Path
 MANIFEST = "MANIFEST.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # beside an adapter or a model: the template that it was tuned with
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ def detect_shape(rows: Sequence[RawRow], columns: Mapping[str, str]) -> Shape:
 
 def to_example(row: RawRow, shape: Shape, columns: Mapping[str, str]) -> Example:
     """One row as an example. Raises RowError with the reason where it cannot be used, LabelError for its label."""
+    if not isinstance(row.value, dict | str):
+        raise RowError("the row is no object")
     value = as_known(row.value, columns)
     if shape.name == TEXT:
         return _text_example(row.origin, value)
@@ -91,10 +93,10 @@ def parse_label(label: Any) -> bool | None:
     return _LABELS[text]
 
 
-def as_known(value: Any, columns: Mapping[str, str]) -> dict[str, Any] | str:
+def as_known(value: dict[str, Any] | str, columns: Mapping[str, str]) -> dict[str, Any] | str:
     """The row with known names for mapped columns; a mapped column hides one that has the name already."""
     if isinstance(value, str) or not columns:
-        return value if isinstance(value, dict | str) else {}
+        return value
     taken = set(columns.values())
     rest = {key: item for key, item in value.items() if key not in taken}
     if set(columns) & {*_PROMPT_KEYS, *_ANSWER_KEYS, "text", "instruction", *_CONVERSATION_KEYS}:
@@ -151,8 +153,8 @@ def _description(name: str, mapped: Sequence[dict[str, Any] | str]) -> str:
     if name == PROMPT_COMPLETION:
         prompt = next(key for key in _PROMPT_KEYS if key in first)
         return f"requests and answers ({prompt}, {next(key for key in _ANSWER_KEYS if key in first)})"
-    key = next(key for key in _CONVERSATION_KEYS if first.get(key))
-    sharegpt = "'from'" in repr(first[key])[:200]
+    key = next(key for key in _CONVERSATION_KEYS if key in first)
+    sharegpt = any(isinstance(v, dict) and "'from'" in repr(v.get(key))[:200] for v in mapped[:100])
     return f"conversations ({key}: {'from, value' if sharegpt else 'role, content'})"
 
 

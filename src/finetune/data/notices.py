@@ -7,6 +7,7 @@ from finetune.data.report import DataReport
 from finetune.data.templates import TOKENIZER_TEMPLATE, Template
 
 _SHOWN = 3
+_SINGULAR = {"": "", "are": "is", "have": "has"}
 
 
 def describe(
@@ -24,15 +25,21 @@ def describe(
         sentences += [f"Validation: {line}" for line in (*_files(held_out), *_rows(held_out))]
     if leaks:
         sentences.append(
-            f"{leaks:,} validation rows have a request that is trained on too: their loss says little about new ones."
+            f"{_rows_of(leaks, 'have')} a request that is trained on too: the validation loss says less about new ones."
         )
     return tuple(sentences)
+
+
+def _rows_of(count: int, verb: str = "") -> str:
+    """`1 row is`, `2 rows are`."""
+    noun = "row" if count == 1 else "rows"
+    return f"{count:,} {noun} {verb if count != 1 else _SINGULAR[verb]}".rstrip()
 
 
 def _files(report: DataReport) -> Iterator[str]:
     for file in report.files:
         extra = "" if file.encoding in {"UTF-8", "binary"} else f", {file.encoding}"
-        yield f"{file.path}: {file.rows:,} rows, {file.format}{extra}, {file.shape}."
+        yield f"{file.path}: {_rows_of(file.rows)}, {file.format}{extra}, {file.shape}."
         if file.unused_columns:
             columns = ", ".join(f"{name} ({count:,} rows)" for name, count in file.unused_columns.items())
             yield f"{file.path}: columns that are not used: {columns}."
@@ -42,23 +49,25 @@ def _rows(report: DataReport) -> Iterator[str]:
     rows = report.rows
     if rows.undesirable:
         yield (
-            f"{rows.undesirable:,} rows are labelled undesirable and left out; "
+            f"{_rows_of(rows.undesirable, 'are')} labelled undesirable and left out; "
             "data.include_undesirable=true trains on them too."
         )
     if rows.duplicates:
         both = f" ({rows.undesirable_duplicates:,} of them undesirable)" if rows.undesirable_duplicates else ""
-        yield f"{rows.duplicates:,} rows are exact duplicates of another{both}; one copy of each is kept."
+        noun = "an exact duplicate" if rows.duplicates == 1 else "exact duplicates"
+        yield f"{_rows_of(rows.duplicates, 'are')} {noun} of another{both}; one copy of each is kept."
     if report.conflicts:
-        yield f"{report.conflicts:,} requests occur with both labels."
+        occur = "request occurs" if report.conflicts == 1 else "requests occur"
+        yield f"{report.conflicts:,} {occur} with both labels."
     if report.problems:
         first = "; ".join(str(problem) for problem in report.problems[:_SHOWN])
         more = f"; and {len(report.problems) - _SHOWN:,} more" if len(report.problems) > _SHOWN else ""
-        yield f"{len(report.problems):,} rows cannot be used and are dropped: {first}{more}."
+        yield f"{_rows_of(len(report.problems))} dropped because they cannot be used: {first}{more}."
     for reason, count in report.dropped.items():
         if reason != "cannot be used":
-            yield f"{count:,} rows are dropped: {reason}."
+            yield f"{_rows_of(count, 'are')} dropped: {reason}."
     if rows.truncated:
-        yield f"{rows.truncated:,} rows are longer than {report.max_length:,} tokens and cut."
+        yield f"{_rows_of(rows.truncated, 'are')} longer than {report.max_length:,} tokens and cut."
 
 
 def _lengths(report: DataReport, config: DataConfig) -> Iterator[str]:

@@ -20,6 +20,8 @@ from finetune.data.split import split_examples
 from finetune.data.templates import Template, choose_template
 from finetune.data.tokenizer import TextTokenizer
 
+__all__ = ["EvaluationData", "PreparedData", "Sample", "prepare_data", "prepare_evaluation", "template_for"]
+
 OnNotice = Callable[[str], None]
 
 _BY_WEIGHT = "left out by the weight of its file"

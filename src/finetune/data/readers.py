@@ -23,10 +23,10 @@ _GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as the file has it: an object, or the text of a plain-text row."""
+    """A row as the file has it: an object, the text of a plain-text row, or whatever else JSON can hold."""
 
     origin: Origin
-    value: dict[str, Any] | str
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)

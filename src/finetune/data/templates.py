@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 
@@ -19,7 +19,7 @@ from finetune.core.errors import DataError, UsageError
 from finetune.data.probe import TemplateShape, probe_template
 from finetune.data.rows import Message
 from finetune.data.sandbox import GENERATION_CLOSE, GENERATION_OPEN, compile_template
-from finetune.data.tokenizer import TextTokenizer
+from finetune.data.tokenizer import TextTokenizer, TokenizerSettings
 
 TOKENIZER_TEMPLATE = "tokenizer"
 
@@ -28,10 +28,24 @@ class TemplateError(DataError):
     """A template cannot render a conversation. The message names the template."""
 
 
+class SpecialTokens(Protocol):
+    """The part of a tokenizer that templates print: BOS and EOS, and which texts are tokens of their own."""
+
+    @property
+    def settings(self) -> TokenizerSettings:
+        """The texts of BOS, EOS and the others."""
+        ...
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """All texts that are one special token each."""
+        ...
+
+
 class Template:
     """A template bound to the special tokens of one tokenizer."""
 
-    def __init__(self, name: str, source: str, tokenizer: TextTokenizer) -> None:
+    def __init__(self, name: str, source: str, tokenizer: SpecialTokens) -> None:
         self.name = name
         self.source = source
         self.sha256 = hashlib.sha256(source.encode("utf-8")).hexdigest()
@@ -143,6 +157,11 @@ def choose_template(name: str | None, tokenizer: TextTokenizer, *, conversations
         if tokenizer.chat_template is None:
             raise UsageError("data.template=tokenizer: this tokenizer has no chat template. Choose one by name.")
         return Template(TOKENIZER_TEMPLATE, tokenizer.chat_template, tokenizer)
+    return named_template(name, tokenizer)
+
+
+def named_template(name: str, tokenizer: SpecialTokens) -> Template:
+    """A registered template, a template file, or Jinja text itself. Raises UsageError."""
     if "{{" in name or "{%" in name:
         return Template("custom", name, tokenizer)
     if name.endswith((".jinja", ".jinja2", ".j2")):

@@ -87,6 +87,10 @@ class TextTokenizer:
         """The text of the ids."""
         return str(self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special))
 
+    def token_text(self, token: int) -> str:
+        """The vocabulary's own name of a token, e.g. `Ġthe`."""
+        return str(self._backend.id_to_token(int(token)))
+
     def token_id(self, text: str) -> int | None:
         """The id of a token given by its exact text; None where the vocabulary lacks it."""
         return self._id(text)

@@ -176,6 +176,10 @@ class Engine(Protocol):
         """Load the base once, and each adapter (PEFT or mlx-lm files) beside it."""
         ...
 
+    def module_paths(self, model: Path) -> Mapping[str, str]:
+        """PEFT's name of each linear module of `model` -> its path in the engine's own library, for exports."""
+        ...
+
     def merge(self, model: Path, *, adapter: Path, destination: Path) -> MergeReport:
         """Write base + adapter as one model directory, added in float32 and rounded once to the base's type."""
         ...

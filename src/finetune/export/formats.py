@@ -3,17 +3,16 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from finetune.adapters.mlx_lm import write_mlx_lm
-from finetune.adapters.store import read_adapter, read_document, write_adapter
+from finetune.adapters.store import Adapter, read_adapter, read_document, write_adapter
 from finetune.core.errors import ModelError
 from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 ExportFormat: TypeAlias = Literal["peft", "mlx", "merged"]
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def write_peft(adapter: Path, destination: Path, *, base: str) -> None:
@@ -29,12 +28,20 @@ def write_peft(adapter: Path, destination: Path, *, base: str) -> None:
     _write_json(destination / ADAPTER_CONFIG, {**document, "base_model_name_or_path": base})
 
 
-def write_mlx(adapter: Path, destination: Path, *, base: str, model_config: Mapping[str, Any]) -> None:
-    """mlx-lm's two files. `model_config` is the base's config.json, for its number of layers."""
+def write_mlx(
+    adapter: Path, destination: Path, *, base: str, model_config: Mapping[str, Any], paths: Mapping[str, str]
+) -> None:
+    """mlx-lm's two files. `model_config` is the base's config.json, for its number of layers.
+
+    `paths` maps PEFT's names of modules to mlx-lm's; a name that it lacks is mlx-lm's already.
+    """
     layers = model_config.get("num_hidden_layers", model_config.get("n_layer"))
     if not isinstance(layers, int):
         raise ModelError("The base's config.json names no number of layers (num_hidden_layers), which mlx-lm needs.")
-    write_mlx_lm(destination, read_adapter(adapter), layers=layers)
+    read = read_adapter(adapter)
+    pairs = {paths.get(module, module): pair for module, pair in read.pairs.items()}
+    alphas = {paths.get(module, module): alpha for module, alpha in read.config.alpha_pattern.items()}
+    write_mlx_lm(destination, Adapter(replace(read.config, alpha_pattern=alphas), pairs), layers=layers)
     _write_json(destination / ADAPTER_CONFIG, {**read_document(destination), "model": base})
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.core.errors import DataError, UsageError
@@ -14,7 +14,8 @@ from finetune.workflows.opening import TUNED, open_session, resolve_base, traine
 from finetune.workflows.rows import HeldOut, rows_of_file, rows_of_run
 from finetune.workflows.subjects import Subject, find_subject
 
-GENERATED = 20  # answers that are generated where nothing else is asked for
+GENERATED = 20  # answers where nothing else is asked for
+CONTINUED = 3  # continuations of plain text: there is no right one, so they are only to look at
 
 OnNotice = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]  # "base" or "tuned", rows scored, rows in all
@@ -55,7 +56,7 @@ def evaluate(
     checkpoint: str | None = None,
     template: str | None = None,
     limit: int | None = None,
-    generate: int = GENERATED,
+    generate: int | None = None,
     on_notice: OnNotice = lambda _message: None,
     on_progress: OnProgress = lambda _which, _done, _all: None,
 ) -> EvaluationResult:
@@ -74,9 +75,12 @@ def evaluate(
     )
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
+    wanted = GENERATED if generate is None else generate
     held_out = _rows(
-        subject, source, tokenizer, data=data, template=template, generate=generate, on_notice=on_notice
+        subject, source, tokenizer, data=data, template=template, generate=wanted, on_notice=on_notice
     ).first(limit)
+    if generate is None and not any(sample.is_answer for sample in held_out.samples):
+        held_out = replace(held_out, samples=held_out.samples[:CONTINUED])
     if not held_out.rows:
         raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
     questions = _questions(held_out, source, tokenizer, on_notice)
@@ -96,10 +100,10 @@ def evaluate(
     )
 
 
-def _check_counts(limit: int | None, generate: int) -> None:
+def _check_counts(limit: int | None, generate: int | None) -> None:
     problems = [
         *([f"--limit {limit}: give at least 1"] if limit is not None and limit < 1 else []),
-        *([f"--generate {generate}: give 0 (none) or more"] if generate < 0 else []),
+        *([f"--generate {generate}: give 0 (none) or more"] if generate is not None and generate < 0 else []),
     ]
     if problems:
         raise UsageError("\n".join(["These options cannot be used:", *(f"  {text}" for text in problems)]))

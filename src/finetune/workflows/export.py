@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import FinetuneError, ModelError, UsageError
 from finetune.core.files import temporary_beside
+from finetune.core.paths import CHAT_TEMPLATE
 from finetune.core.types import Batch, FloatArray
 from finetune.data.batching import evaluation_batches
 from finetune.data.rows import EncodedRow
@@ -15,7 +16,7 @@ from finetune.data.templates import Template
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.registry import choose_engine
 from finetune.export.card import CardFacts, model_card
-from finetune.export.formats import CHAT_TEMPLATE, ExportFormat, copy_model, stored_type, write_mlx, write_peft
+from finetune.export.formats import ExportFormat, copy_model, stored_type, write_mlx, write_peft
 from finetune.export.probes import PROBE_ROWS, probe_rows
 from finetune.export.verify import Comparison, compare, logprobs
 from finetune.models.source import ModelSource
@@ -130,7 +131,8 @@ def _write(job: _Job, destination: Path) -> None:
     elif job.format == "peft":
         write_peft(job.original, destination, base=base)
     elif job.format == "mlx":
-        write_mlx(job.original, destination, base=base, model_config=job.base.config)
+        paths = choose_engine(job.subject.model).module_paths(job.base.path)
+        write_mlx(job.original, destination, base=base, model_config=job.base.config, paths=paths)
     else:
         choose_engine(job.subject.model).merge(job.base.path, adapter=job.original, destination=destination)
     if job.template is not None and job.template.source != job.tokenizer.chat_template:

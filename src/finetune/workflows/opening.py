@@ -7,13 +7,14 @@ from pathlib import Path
 
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import UsageError
-from finetune.data.templates import Template, choose_template
+from finetune.core.paths import CHAT_TEMPLATE
+from finetune.data.templates import Template, choose_template, template_source
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import InferenceSession
 from finetune.engines.registry import choose_engine
 from finetune.generation.prompts import Prompter
 from finetune.models.source import ModelSource, resolve_model
-from finetune.workflows.subjects import CHAT_TEMPLATE, Subject
+from finetune.workflows.subjects import Subject
 
 PLAIN = "plain"  # the template of plain text, whose prompts are texts to continue
 TUNED = "tuned"  # the adapter's name inside a session
@@ -81,13 +82,12 @@ def find_template(
 ) -> Template | None:
     """The template asked for, the one that training used, or the tokenizer's; None: the prompt is raw text."""
     name = wanted or trained_template(subject)
-    if name == PLAIN:
+    if name is not None or tokenizer.chat_template is not None:
+        template = choose_template(name, tokenizer)
+        if template.source.strip() != template_source(PLAIN).strip():
+            return template
         on_notice("The model was tuned on plain text: the prompt is given to it as raw text.")
         return None
-    if name is not None:
-        return choose_template(name, tokenizer)
-    if tokenizer.chat_template is not None:
-        return choose_template(None, tokenizer)
     on_notice(f"{subject.model.name} has no chat template: the prompt is given to it as raw text.")
     return None
 

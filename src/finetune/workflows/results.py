@@ -8,7 +8,7 @@ from typing import Any
 from finetune.core.errors import TrainingError
 from finetune.core.events import Listener, Notice
 from finetune.core.files import write_atomically
-from finetune.core.paths import RunPaths
+from finetune.core.paths import CHAT_TEMPLATE, RunPaths
 from finetune.core.types import ParameterCount
 from finetune.tracking.metrics_log import read_events, to_text
 from finetune.tracking.page import render_page
@@ -37,6 +37,7 @@ class Finisher:
         try:
             step, chosen = self._choose(outcome.state)
             copy_result(self.paths.checkpoint(step), self.place)
+            self._leave_template()
             result = {"path": self.place.name, "step": step, "chosen": chosen}
             report = make_report(outcome.state, self._facts(), reason=outcome.reason, result=result)
             write_atomically(self.paths.report, to_text(report))
@@ -64,6 +65,12 @@ class Finisher:
     def place(self) -> Path:
         """Where the result goes."""
         return self.paths.model if self.prepared.config.training.method == "full" else self.paths.adapter
+
+    def _leave_template(self) -> None:
+        """Put the template beside the weights, unless the tokenizer has it: they are of use only with it."""
+        template = self.prepared.data.template
+        if template.source != self.prepared.tokenizer.chat_template:
+            write_atomically(self.place / CHAT_TEMPLATE, template.source)
 
     def _choose(self, state: TrainingState) -> tuple[int, str]:
         """The best checkpoint where there was an evaluation, else the last; also where the best is damaged."""

@@ -82,11 +82,11 @@ def rows_of_file(
 
 def _check_fingerprints(run: Run, found: Mapping[str, Any], *, only_files: bool) -> None:
     """Refuse rows that are not those of the run: files that changed, or another tokenizer or template."""
-    expected = run.info.get("identity", {}).get("data", {})
+    expected = run.info["data"]
     changed = [] if _hashes(expected) == _hashes(found) else ["a data file"]
     if not only_files:
-        changed += [f"the {key}" for key in ("template", "tokenizer") if expected.get(key) != found[key]]
-        if not changed and expected.get("sha256") != found["sha256"]:
+        changed += [f"the {key}" for key in ("template", "tokenizer") if expected[key] != found[key]]
+        if not changed and expected["sha256"] != found["sha256"]:
             changed.append("what becomes of the rows")
     if changed:
         raise DataError(
@@ -96,4 +96,4 @@ def _check_fingerprints(run: Run, found: Mapping[str, Any], *, only_files: bool)
 
 
 def _hashes(fingerprints: Mapping[str, Any]) -> list[str]:
-    return [file["sha256"] for file in fingerprints.get("files", ())]
+    return [file["sha256"] for file in fingerprints["files"]]

@@ -11,8 +11,7 @@ from finetune.config.load import load_config
 from finetune.config.schema import ModelConfig, RunConfig
 from finetune.core.errors import CheckpointError, ModelError, UsageError
 from finetune.core.paths import ADAPTER_CONFIG, RunPaths
-
-CHAT_TEMPLATE = "chat_template.jinja"
+from finetune.workflows.record import read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +23,9 @@ class Run:
     info: Mapping[str, Any]  # run.json
 
     @property
-    def template(self) -> str | None:
+    def template(self) -> str:
         """The template that the run trained with: a name, the path of a .jinja file, or Jinja text."""
-        return self.config.data.template or self.info.get("template")
+        return self.config.data.template or str(self.info["template"]["name"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,7 @@ def open_run(path: Path) -> Run:
             "(it holds config.yml and run.json), or --model and --adapter."
         )
     paths = RunPaths(path)
-    try:
-        info = json.loads(paths.run_info.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{paths.run_info} cannot be read: {error}.") from error
-    return Run(paths, load_config(paths.config, environ={}).config, info)
+    return Run(paths, load_config(paths.config, environ={}).config, read_record(paths))
 
 
 def find_subject(

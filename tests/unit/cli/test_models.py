@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.support.model_files import write_model
 
 from finetune.cli import main
-from tests.support.model_files import write_model
 
 Captured = pytest.CaptureFixture[str]
 

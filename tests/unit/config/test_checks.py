@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.load import load_config
+from finetune.config.checks import failed_checks
+from finetune.config.layers import Given
+from finetune.config.load import load_config, sources_of
+from finetune.config.schema import RunConfig
+from finetune.config.sources import Layer, Source
 from finetune.core.errors import ConfigError
 
 NEEDED = ["model.name=demo", "data.train_file=rows.jsonl"]
@@ -67,10 +71,14 @@ def test_a_later_layer_may_switch_off_what_a_file_says(tmp_path: Path) -> None:
     assert loaded.config.training.method == "full"
 
 
-def test_a_profile_never_makes_an_option_useless() -> None:
-    loaded = load_config(None, profile="chat", environ={}, overrides=[*NEEDED, "training.method=full"])
+def test_a_value_of_a_profile_may_be_without_effect() -> None:
+    config = RunConfig.model_validate(
+        {"model": {"name": "demo"}, "data": {"train_file": "r"}, "training": {"early_stopping_threshold": 0.1}}
+    )
+    key = "training.early_stopping_threshold"
 
-    assert loaded.config.training.method == "full"
+    assert not failed_checks(config, sources_of({key: Given(0.1, Source(Layer.PROFILE, "chat"))}))
+    assert failed_checks(config, sources_of({key: Given(0.1, Source(Layer.FILE, "run.yml", 3))}))
 
 
 def test_rules_are_checked_beside_other_problems_but_not_on_wrong_values() -> None:

@@ -146,7 +146,7 @@ def test_every_problem_of_every_layer_is_reported_at_once(tmp_path: Path) -> Non
         "profile poetry: there is no such profile. Choose one of chat, code, domain, instruction, quick.",
         "model.nam (line 2): unknown key. Did you mean model.name?",
         "training.batch_size = 0 (line 4): must be greater than 0.",
-        "training.learning_rate = fast (line 5): must be a number, not text. Write it without quotes.",
+        "training.learning_rate = fast (line 5): must be a number, not text.",
         "logging (line 6): unknown section. Known here: model, lora, training, data, output.",
         "lora.rang (environment variable FT_LORA__RANG): unknown key. Did you mean lora.rank?",
         "--set x: must look like section.key=value, for example training.learning_rate=1e-4.",
@@ -248,8 +248,8 @@ def test_a_file_that_cannot_be_read_is_not_reported_as_empty(tmp_path: Path) -> 
     latin = tmp_path / "latin.yml"
     latin.write_bytes("model:\n  name: café\n".encode("latin-1"))
 
-    with pytest.raises(ConfigError, match=r"there is no such file") as missing:
-        load_config(tmp_path / "none.yml", environ={})
+    with pytest.raises(ConfigError, match=r"there is no such file. Did you mean .*/latin.yml\?") as missing:
+        load_config(tmp_path / "latin.yaml", environ={})
     with pytest.raises(ConfigError, match=r"byte 18: the file is not UTF-8 text. Save it as UTF-8.") as encoded:
         load_config(latin, environ={})
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
@@ -263,6 +263,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
 
     assert load_config(path, environ={}).config.model.name == "demo"
+
+
+def test_a_misspelt_profile_is_answered_with_the_near_one(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, profile="chatt") == ["profile chatt: there is no such profile. Did you mean chat?"]
 
 
 def test_an_empty_section_is_the_same_as_none(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_peft_export_has_the_same_bytes_and_the_base_that_it_is_given(adapter:
 
 
 def test_an_mlx_export_reads_back_as_the_same_adapter(adapter: Path, tmp_path: Path) -> None:
-    write_mlx(adapter, tmp_path / "out", base="org/base", model_config={"num_hidden_layers": 2})
+    write_mlx(adapter, tmp_path / "out", base="org/base", model_config={"num_hidden_layers": 2}, paths={})
     document = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert same_weights(adapter, tmp_path / "out")
     assert document["lora_parameters"]["scale"] == 4.0
@@ -51,10 +51,23 @@ def test_an_mlx_export_reads_back_as_the_same_adapter(adapter: Path, tmp_path: P
 
 
 def test_an_mlx_adapter_becomes_a_peft_adapter(adapter: Path, tmp_path: Path) -> None:
-    write_mlx(adapter, tmp_path / "mlx", base="org/base", model_config={"num_hidden_layers": 2})
+    write_mlx(adapter, tmp_path / "mlx", base="org/base", model_config={"num_hidden_layers": 2}, paths={})
     write_peft(tmp_path / "mlx", tmp_path / "peft", base="org/base")
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     assert same_weights(adapter, tmp_path / "peft")
+
+
+def test_modules_get_the_names_of_mlx_lm_where_they_differ(adapter: Path, tmp_path: Path) -> None:
+    paths = {f"model.layers.{layer}.mlp.up_proj": f"model.h.{layer}.ff.up" for layer in range(2)}
+    write_mlx(adapter, tmp_path / "out", base="org/base", model_config={"n_layer": 2}, paths=paths)
+    assert read_adapter(tmp_path / "out").pairs.keys() == set(paths.values())
+    keys = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_parameters"]["keys"]
+    assert keys == ["ff.up"]
+
+
+def test_a_model_without_a_number_of_layers_is_named(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="num_hidden_layers"):
+        write_mlx(adapter, tmp_path / "out", base="org/base", model_config={}, paths={})
 
 
 def test_a_damaged_adapter_is_not_exported(adapter: Path, tmp_path: Path) -> None:

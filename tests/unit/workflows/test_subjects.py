@@ -16,7 +16,7 @@ def make_run(root: Path, *, method: str = "lora", steps: tuple[int, ...] = (10, 
         "data": {"train_file": "rows.jsonl", "template": "chatml"},
     }
     (root / "config.yml").write_text(json.dumps({**config, "training": {"method": method}}))  # JSON is YAML
-    (root / "run.json").write_text("{}")
+    (root / "run.json").write_text(json.dumps({"format": 1, "template": {"name": "chatml"}}))
     for step in steps:
         make_adapter(root / "checkpoints" / f"step-{step:06d}")
     if best is not None:

@@ -10,7 +10,8 @@ from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSe
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.blas import load_openblas
 from finetune.engines.mlx.inference import MLXInferenceSession
-from finetune.engines.mlx.loading import load_base
+from finetune.engines.mlx.loading import load_base, open_unread
+from finetune.engines.mlx.lora import linear_paths
 from finetune.engines.mlx.merge import merge_adapter
 from finetune.engines.mlx.train import MLXTrainSession
 from finetune.engines.mlx.trainable import FullTrainable, LoraTrainable, Trainable
@@ -51,6 +52,10 @@ class MLXEngine:
         self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
     ) -> InferenceSession:
         return MLXInferenceSession(load_base(model, model_config), adapters)
+
+    def module_paths(self, model: Path) -> Mapping[str, str]:
+        opened, layout = open_unread(model)
+        return {layout.adapter_name(path): path for path in linear_paths(opened)}
 
     def merge(self, model: Path, *, adapter: Path, destination: Path) -> MergeReport:
         return merge_adapter(model, adapter=adapter, destination=destination)

@@ -67,7 +67,7 @@ class MLXGenerator:
                     self.select(decoding.request.adapter)
                     self._advance(decoding)
             following = [part for _, decoding, _ in ready for part in decoding.pending or ()]
-            mx.async_eval(*following)
+            mx.async_eval(*following)  # type: ignore[no-untyped-call]
             return [self._event(identifier, decoding, pending) for identifier, decoding, pending in ready if pending]
 
     def _seen(self, request: GenerationRequest) -> Any | None:

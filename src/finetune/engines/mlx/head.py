@@ -112,7 +112,7 @@ def _reproduces(model: Any, module: Any, candidate: SplitModel) -> bool:
     quantized = isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding)
     try:
         if not quantized:
-            largest = mx.abs(candidate.head.project(candidate.body(inputs))).max().item()
+            largest: Any = mx.abs(candidate.head.project(candidate.body(inputs))).max().item()
             module.weight = weight * (_PROBE_SCALE / largest) if largest > 0 else weight
         expected = model(inputs).astype(mx.float32)
         found = candidate.logits(candidate.body(inputs)).astype(mx.float32)

@@ -132,7 +132,8 @@ def _read_files(files: Iterable[Path]) -> dict[str, Any]:
         try:
             with safe_open(file, framework="np"):  # checks the header and the length, which mx.load does not
                 pass
-            weights.update(mx.load(str(file)))
+            tensors: Any = mx.load(str(file))
+            weights.update(tensors)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{file} cannot be read: {error}. Copy the file again.") from None
     return weights

@@ -12,14 +12,14 @@ which is torch's cross_entropy(label_smoothing=e). Reductions are in float32 wha
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from finetune.engines.mlx.head import Head
 
 CHUNK_ELEMENTS = 1 << 22  # logits at once: 16 MB in float32, a few times that with their gradient
-_FEWEST_ROWS = 32  # fewer rows make slow matrix products
+_FEWEST_ROWS = 64  # fewer rows make slow matrix products
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +66,21 @@ def summed_loss(head: Head, vocabulary: int, smoothing: float) -> Callable[..., 
 
     @mx.custom_function
     def forward(hidden: Any, targets: Any, weights: Any, *parameters: Any) -> tuple[Any, ...]:
-        loss, correct = mx.array(0.0), mx.array(0.0)
+        loss: Any = mx.array(0.0)
+        correct: Any = mx.array(0.0)
         hidden_gradients: list[Any] = []
         sums: list[Any] = []
         previous: list[Any] = []
         for start, end in _chunks(hidden.shape[0], vocabulary):
             rows = _after(hidden[start:end], previous)
-            part = _chunk(head, smoothing, rows, targets[start:end], weights[start:end], parameters)
+            part = _chunk(head, smoothing, _Rows(rows, targets[start:end], weights[start:end]), parameters)
             loss, correct = loss + part.loss, correct + part.correct
             hidden_gradients.append(part.gradients[0])
             sums = [a + b for a, b in zip(sums, part.gradients[1:], strict=True)] if sums else part.gradients[1:]
             previous = [part.loss, part.correct, part.gradients[0], *sums]
         return (loss, correct, mx.concatenate(hidden_gradients), *sums)
 
-    @forward.vjp  # type: ignore[untyped-decorator]
+    @forward.vjp
     def backward(primals: Sequence[Any], cotangents: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
         scale = cotangents[0]
         hidden, targets, weights, *_ = primals
@@ -87,10 +88,16 @@ def summed_loss(head: Head, vocabulary: int, smoothing: float) -> Callable[..., 
         return (gradients[0].astype(hidden.dtype), mx.zeros_like(targets), mx.zeros_like(weights), *gradients[1:])
 
     def function(hidden: Any, targets: Any, weights: Any, *parameters: Any) -> tuple[Any, Any]:
-        loss, correct, *_ = forward(hidden, targets, weights, *parameters)
-        return loss, correct
+        outputs: Any = forward(hidden, targets, weights, *parameters)
+        return outputs[0], outputs[1]
 
     return function
+
+
+class _Rows(NamedTuple):
+    hidden: Any
+    targets: Any
+    weights: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +107,8 @@ class _Chunk:
     gradients: list[Any]  # of the hidden rows, then of each head parameter
 
 
-def _chunk(
-    head: Head, smoothing: float, hidden: Any, targets: Any, weights: Any, parameters: tuple[Any, ...]
-) -> _Chunk:
+def _chunk(head: Head, smoothing: float, rows: _Rows, parameters: tuple[Any, ...]) -> _Chunk:
+    hidden, targets, weights = rows
     raw = head.project(hidden, *parameters)
     logits = head.finish(raw).astype(mx.float32)
     largest = logits.max(axis=-1, keepdims=True)

@@ -54,7 +54,7 @@ def _merge_files(base: Path, adapter: Adapter, layout: Layout, directory: Path) 
             shutil.copyfile(base / name, directory / name)
     merged, largest = 0, 0.0
     for file in weight_files(base):
-        tensors = mx.load(str(file))
+        tensors: Any = mx.load(str(file))
         for module, names in _modules_of(adapter, layout, tensors).items():
             tensors[names], change = _merged(tensors[names], adapter, module, layout)
             merged, largest = merged + 1, max(largest, change)
@@ -83,6 +83,6 @@ def _merged(weight: Any, adapter: Adapter, module: str, layout: Layout) -> tuple
     delta = (mx.array(pair.b) @ mx.array(pair.a)) * scale
     before = weight.astype(mx.float32)
     after = (before + (delta.T if layout.transposes else delta)).astype(weight.dtype)
-    change = mx.abs(after.astype(mx.float32) - before).max()
+    change: Any = mx.abs(after.astype(mx.float32) - before).max()
     mx.eval(after, change)
     return after, float(change.item())

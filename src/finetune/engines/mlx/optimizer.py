@@ -70,22 +70,20 @@ class Optimizer:
         for name, weight in weights.items():
             slots = {slot: state[f"{slot}:{name}"] for slot in self._rule.slots(weight)}
             gradient = gradients[name].astype(mx.float32) * factor
-            updated, new_slots = self._one(name, weight, gradient, slots, step, learning_rate)
+            decayed, gradient = self._decayed(name, weight, gradient, learning_rate)
+            direction, new_slots = self._rule.update(gradient, slots, step)
+            updated = decayed - learning_rate * direction
             new_weights[name] = mx.where(finite, updated, weight)
             for slot, value in new_slots.items():
                 new_state[f"{slot}:{name}"] = mx.where(finite, value, slots[slot])
         return Updated(new_weights, new_state, norm, finite)
 
-    def _one(
-        self, name: str, weight: Any, gradient: Any, slots: Slots, step: Any, learning_rate: Any
-    ) -> tuple[Any, Slots]:
-        if self._decay and self._decays(name, weight):
-            if self._coupled:
-                gradient = gradient + self._decay * weight
-            else:
-                weight = weight * (1.0 - self._decay * learning_rate)
-        direction, slots = self._rule.update(gradient, slots, step)
-        return weight - learning_rate * direction, slots
+    def _decayed(self, name: str, weight: Any, gradient: Any, learning_rate: Any) -> tuple[Any, Any]:
+        if not self._decay or not self._decays(name, weight):
+            return weight, gradient
+        if self._coupled:
+            return weight, gradient + self._decay * weight
+        return weight * (1.0 - self._decay * learning_rate), gradient
 
 
 def _adam(training: TrainingConfig) -> Rule:

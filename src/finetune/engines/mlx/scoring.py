@@ -1,5 +1,7 @@
 """Loss and log-probabilities of a batch with the weights that a model holds; nothing changes."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
@@ -25,7 +27,8 @@ def batch_loss(base: BaseModel, batch: Batch) -> LossSum:
         return LossSum(0.0, 0, 0)
     with explained_memory():
         losses, hits = _evaluate(base, batch)
-        total, correct = losses.sum(), hits.sum()
+        total: Any = losses.sum()
+        correct: Any = hits.sum()
         mx.eval(total, correct)
     return LossSum(float(total.item()), batch.trained_tokens, int(correct.item()))
 

@@ -72,7 +72,7 @@ class MLXTrainSession:
                 loss, part = self._micro_batch(batch, number)
                 total = total + loss
                 gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
-                mx.async_eval(total, gradients)  # one micro-batch's activations in memory at a time
+                mx.async_eval(total, gradients)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
             updated = self._optimizer.update(
                 self._weights,
                 gradients,
@@ -84,7 +84,7 @@ class MLXTrainSession:
             self._weights, self._state = updated.weights, updated.state
             self._calls += 1
             mean = total / tokens
-            mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)
+            mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]
         return MLXPendingStep(mean, updated.norm, updated.applied)
 
     def _micro_batch(self, batch: Batch, number: int) -> tuple[Any, Weights]:

@@ -124,7 +124,7 @@ class LoraTrainable:
 
     def load(self, directory: Path) -> Weights:
         adapter = read_for(self.base.model, self.base.layout, directory)
-        weights = {}
+        weights: Weights = {}
         for module, pair in adapter.pairs.items():
             weights.update(zip(peft_names(module), (mx.array(pair.a), mx.array(pair.b)), strict=True))
         expected = {name: array.shape for name, array in self._initial.items()}

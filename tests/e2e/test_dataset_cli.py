@@ -1,0 +1,134 @@
+"""`ft dataset` as a person runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROWS = [{"prompt": f"Is {n} even?", "completion": "yes" if n % 2 == 0 else "no"} for n in range(30)]
+
+
+def ft(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "rows.jsonl", [*ROWS, ROWS[0], {"prompt": "And?", "completion": ""}])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with a tokenizer and a configuration: no weights are needed to look at data."""
+    from tests.support.tiny_tokenizer import tiny_backend
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tiny_backend().save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    config = {"model_type": "llama", "vocab_size": 261, "max_position_embeddings": 256}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_info_counts_rows_and_lists_bad_ones_with_their_lines(data, model):
+    result = ft("dataset", "info", data, "--model", model, "--json")
+    found = json.loads(result.stdout)
+
+    assert result.returncode == 0, result.stderr
+    assert (found["rows"], found["usable_rows"], found["duplicates"]) == (32, 31, 1)
+    assert (found["format"], found["shape"], found["encoding"]) == ("JSONL", "prompt/completion", "UTF-8")
+    assert [(error["file"], error["line"]) for error in found["errors"]] == [("rows.jsonl", 32)]
+    assert found["tokens"]["template"] == "alpaca"
+    assert found["tokens"]["longest"] > found["characters"]["longest"]
+    assert "rows.jsonl:32: the row has no answer" in ft("dataset", "info", data).stdout
+
+
+def test_inspect_shows_what_is_trained_on(data, model):
+    document = json.loads(ft("dataset", "inspect", data, "--model", model, "--rows", 1, "--json").stdout)
+    row = document["rows"][0]
+
+    assert len(row["tokens"]) == len(row["mask"]) == len(row["token_texts"])
+    assert [text for text, trained in zip(row["token_texts"], row["mask"], strict=True) if trained] == [
+        *"yes",
+        "</s>",
+    ]
+    plain = ft("dataset", "inspect", data, "--model", model, "--rows", 1).stdout
+    assert "\u27e6yes</s>\u27e7" in plain
+    assert "not trained" in plain
+
+
+def test_prepare_writes_a_clean_copy_in_two_parts_and_never_over_a_file(data, tmp_path):
+    output = tmp_path / "clean.jsonl"
+    arguments = ("dataset", "prepare", data, "--output", output, "--split", 0.1, "--json")
+    document = json.loads(ft(*arguments).stdout)
+    written = [json.loads(line) for path in document["files"] for line in Path(path).read_text("utf-8").splitlines()]
+
+    assert document["duplicates"] == 1
+    assert sorted(document["files"].values()) == [3, 27]
+    assert len(written) == 30
+    assert written[0]["messages"][0] == {"role": "user", "content": ROWS[0]["prompt"]}
+    again = ft(*arguments)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_template_lists_and_shows(model):
+    listed = json.loads(ft("dataset", "template", "--json").stdout)["templates"]
+    shown = json.loads(ft("dataset", "template", "chatml", "--model", model, "--json").stdout)
+
+    assert {"alpaca", "chatml", "llama2", "llama3", "mistral"} <= set(listed)
+    assert shown["turn_end"] == "<|im_end|>"
+    assert "<|im_start|>assistant\nOslo.<|im_end|>" in shown["rendered"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 1, "there is no such file"),
+        (b"", 1, "the file is empty"),
+        (b'{"text": "a"}\n' * 16 + b'{"text": \n' + b'{"text": "b"}\n' * 90, 1, "bad.jsonl:17: invalid JSON"),
+        ("caf\u00e9\n".encode("latin-1"), 1, "bad.jsonl:1: byte 0xe9"),
+        (b'{"prompt": "a", "completion": "b", "label": "maybe"}\n', 1, "bad.jsonl:1: the label 'maybe'"),
+        (b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n', 1, "preference pairs"),
+    ],
+    ids=["missing", "empty", "line 17", "latin-1", "label", "preference"],
+)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, content, code, message):
+    if content is not None:
+        (tmp_path / "bad.jsonl").write_bytes(content)
+    result = ft("dataset", "info", "bad.jsonl", "--json", cwd=tmp_path)
+
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert json.loads(result.stdout)["error"]["exit_code"] == code
+
+
+def test_too_many_bad_rows_write_nothing(tmp_path):
+    rows = write(tmp_path / "bad.jsonl", [{"prompt": "a", "completion": "" if n < 6 else f"{n}"} for n in range(100)])
+    result = ft("dataset", "prepare", rows, "--output", tmp_path / "out" / "clean.jsonl")
+
+    assert result.returncode == 1
+    assert "6 of 100 rows cannot be used (6.0%)" in result.stderr
+    assert "bad.jsonl:1: the row has no answer" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_looking_at_a_file_loads_no_engine(data):
+    code = (
+        "import sys; from finetune.cli.main import run; "
+        f"run(['dataset', 'info', {str(data)!r}]); "
+        "sys.exit(bool({'mlx', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

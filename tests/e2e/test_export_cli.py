@@ -1,0 +1,26 @@
+"""`ft export` in another process."""
+
+from pathlib import Path
+
+from tests.support.ft import ft
+from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
+
+
+def test_an_adapter_is_merged_and_the_result_answers_like_it(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    adapter = write_tiny_adapter(tmp_path / "adapter", base=str(model))
+    exported = ft("export", adapter, "--format", "merged", "--output", tmp_path / "out", "--json")
+    assert exported.code == 0
+    assert exported.json["comparison"]["largest_difference"] < 1e-4
+    asked = ["--prompt", "Hello", "--max-tokens", 8, "--json"]
+    assert (
+        ft("generate", "--model", tmp_path / "out", *asked).json["text"]
+        == (ft("generate", "--adapter", adapter, *asked).json["text"])
+    )
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    ran = ft("export", tmp_path, "--format", "peft", "--output", tmp_path)
+    assert ran.code in {1, 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,107 @@
+"""Real vocabularies: ids as published, ranges that cover the text, masks that decode to the answers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetune.data.rows import Example, Message, Origin
+from finetune.data.templates import choose_template
+from finetune.data.tokenize import encode_examples
+from finetune.data.tokenizer import TextTokenizer
+
+FOLDERS = {
+    "qwen3": "tokenizers/qwen3",
+    "gpt2": "tokenizers/gpt2_117M",
+    "dialogpt": "tokenizers/dialogpt_small",
+    "llama2": "tokenizers/llama2",
+    "stories": "models/stories260K",
+}
+DIALOGUE = (
+    Message("user", "Na\u00efve caf\u00e9?"),
+    Message("assistant", "Yes \U0001f642, \u65e5\u672c!"),
+    Message("user", "  More "),
+    Message("assistant", "def f(x):\n    return x"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(shared) -> dict[str, TextTokenizer]:
+    return {name: TextTokenizer.open(shared / folder) for name, folder in FOLDERS.items()}
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_gpt2_ids_are_those_that_were_published(shared, tokenizers):
+    published = json.loads((shared / "tokenizers/reference_encodings/tokenizer_tests.json").read_text(encoding="utf-8"))
+    cases = published["distilgpt2"]
+    for case in cases:
+        ids, _ = tokenizers["gpt2"].encode(case["input"])
+        assert ids.tolist() == case["encoded"]["input_ids"], case["input"]
+    assert cases
+
+
+def test_llama_ids_are_those_that_were_published(shared, tokenizers):
+    published = json.loads((shared / "tokenizers/reference_encodings/llama_encoded.json").read_text(encoding="utf-8"))
+    ids = tokenizers["llama2"].prompt_ids(published["text"])
+
+    assert list(ids) == published["token_ids"]
+
+
+def test_a_sentencepiece_model_without_other_files_is_read(shared, tmp_path):
+    shutil.copyfile(shared / "tokenizers/mistral/tokenizer.model.v1", tmp_path / "tokenizer.model")
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = TextTokenizer.open(tmp_path)
+
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (32000, 1, 2)
+    assert tokenizer.decode(tokenizer.encode("Hello there")[0]) == "Hello there"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_ranges_cover_the_whole_text_in_order(tokenizers, name):
+    text = "Na\u00efve caf\u00e9 \U0001f642\n\n  \u65e5\u672c  x\t1234 "
+    _, offsets = tokenizers[name].encode(text)
+    reached = 0
+    for start, end in offsets.tolist():
+        assert start <= reached
+        assert end >= start
+        reached = max(reached, end)
+    assert reached == len(text)
+
+
+@pytest.mark.parametrize("template", [None, "chatml", "alpaca", "llama2", "llama3", "mistral", "plain"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_trained_tokens_decode_to_the_answers_and_their_ends(tokenizers, name, template):
+    tokenizer = tokenizers[name]
+    chosen = choose_template(template, tokenizer)
+    encoded = encode_examples([Example(Origin("f", 1), DIALOGUE)], template=chosen, tokenizer=tokenizer)
+    row = encoded.rows[0]
+    trained = tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False)
+    answers = [DIALOGUE[1].content, DIALOGUE[3].content]
+    reasoning = "<think></think>" if chosen.name == "tokenizer" and name == "qwen3" else ""
+
+    assert squeezed(trained) == squeezed(f"{answers[0]}{chosen.turn_end}{reasoning}{answers[1]}{chosen.turn_end}")
+    assert not row.loss_mask[0]
+    bos_starts = [int(token) for token in row.input_ids[:2]].count(tokenizer.bos_id)
+    assert bos_starts == (1 if tokenizer.adds_bos or tokenizer.bos_id == row.input_ids[0] else 0)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "dialogpt", "llama2", "stories"])
+def test_ids_are_those_of_transformers(shared, tokenizers, name):
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(str(shared / FOLDERS[name]), local_files_only=True)
+    for text in ("Hello  there", "caf\u00e9 \U0001f642\n", "<s>a</s>", "<|im_start|>user\nHi<|im_end|>\n"):
+        assert tokenizers[name].encode(text)[0].tolist() == reference(text, add_special_tokens=False).input_ids
+
+
+def test_a_broken_tokenizer_directory_is_refused_by_name(tmp_path: Path):
+    from finetune.core.errors import ModelError
+
+    (tmp_path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
+    with pytest.raises(ModelError, match="no tokenizer could be read"):
+        TextTokenizer.open(tmp_path)
