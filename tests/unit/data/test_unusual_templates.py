@@ -6,6 +6,7 @@ from tests.support.tiny_tokenizer import tiny_tokenizer
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.spans import RenderedRow, render_example
 from finetune.data.templates import Template, TemplateError
+from finetune.data.tokenize import encode_examples
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
 DIALOGUE = (
@@ -136,3 +137,13 @@ def test_no_answer_ever_holds_what_others_say():
 
     assert answers(inside, DIALOGUE) == ["Hello.", "Sure</s>"]
     assert answers(generation, DIALOGUE[:2]) == [rendered(generation, DIALOGUE[:2]).text]
+
+
+def test_a_bos_that_a_template_prints_twice_is_read_once():
+    tokenizer = tiny_tokenizer()
+    template = Template("odd", "{{ bos_token }}{{ bos_token }}" + GREETS, tokenizer)
+    encoded = encode_examples([Example(Origin("f", 1), DIALOGUE)], template=template, tokenizer=tokenizer)
+    row = encoded.rows[0]
+
+    assert (row.input_ids[:2] == tokenizer.bos_id).tolist() == [True, False]
+    assert tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False) == "Hello.</s>Sure</s>"
