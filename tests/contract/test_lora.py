@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.support.batches import batch_of, random_rows
+from tests.support.engines import open_inference, open_training
+from tests.support.tiny_models import VOCABULARY
 
 from finetune.adapters.lora import lora_scale, seeded_init
 from finetune.adapters.store import peft_names
@@ -15,9 +18,6 @@ from finetune.core.errors import ConfigError, UsageError
 from finetune.core.types import FloatArray
 from finetune.engines.base import Engine
 from finetune.engines.registry import choose_engine
-from tests.support.batches import batch_of, random_rows
-from tests.support.engines import open_inference, open_training
-from tests.support.tiny_models import VOCABULARY
 
 pytestmark = pytest.mark.lora
 ROWS = random_rows(4, vocabulary=VOCABULARY)
@@ -116,7 +116,9 @@ def test_rank_pattern_gives_modules_their_own_rank(engine: Engine, llama: Path, 
 @pytest.mark.lora_quick
 @pytest.mark.parametrize("which", [0, 1], ids=["A", "B"])
 @pytest.mark.parametrize("use_rslora", [False, True], ids=["plain", "rslora"])
-def test_gradients_agree_with_finite_differences(engine: Engine, llama: Path, tmp_path: Path, which: int, use_rslora: bool) -> None:
+def test_gradients_agree_with_finite_differences(
+    engine: Engine, llama: Path, tmp_path: Path, which: int, use_rslora: bool
+) -> None:
     """SGD without momentum moves a weight by -lr x gradient / tokens, which shows the gradient through the contract.
 
     Central differences in float32: with eps 1e-2 the truncation error (eps^2) and the rounding of a loss of about 8

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
-from finetune.config.schema import LoraConfig, ModelConfig
-from finetune.core.errors import CheckpointError, TrainingError
-from finetune.core.paths import ADAPTER_WEIGHTS
-from finetune.engines.base import Engine, TrainSession
 from tests.support.batches import batch_of, random_rows
 from tests.support.engines import BASE, open_inference, open_training
+from tests.support.quantised import quantise
 from tests.support.tiny_models import VOCABULARY
+
+from finetune.config.schema import LoraConfig, ModelConfig
+from finetune.core.errors import CheckpointError, ModelError, TrainingError
+from finetune.core.paths import ADAPTER_WEIGHTS
+from finetune.engines.base import Engine, TrainSession
 
 ROWS = random_rows(6, vocabulary=VOCABULARY)
 BATCH = batch_of(ROWS[:4])
@@ -42,7 +43,10 @@ def test_a_step_that_is_not_finite_changes_nothing(engine: Engine, llama: Path, 
     session.save_state(tmp_path)
     for name, value in session.weights().items():
         np.testing.assert_array_equal(value, before[name])
-    state, expected = load_file(tmp_path / "optimizer.safetensors"), load_file(tmp_path / "before/optimizer.safetensors")
+    state, expected = (
+        load_file(tmp_path / "optimizer.safetensors"),
+        load_file(tmp_path / "before/optimizer.safetensors"),
+    )
     assert state.pop("calls") == expected.pop("calls") + 1  # the dropout stream moves on
     for name, value in state.items():
         np.testing.assert_array_equal(value, expected[name])
@@ -183,9 +187,6 @@ def test_memory_is_measured(engine: Engine, llama: Path) -> None:
 
 
 def test_a_quantised_base_takes_adapters_and_refuses_full_tuning(engine: Engine, llama: Path, tmp_path: Path) -> None:
-    from finetune.core.errors import ModelError
-    from tests.support.quantised import quantise
-
     model = quantise(llama, tmp_path / "quantised")
     session = open_training(engine, model, model_config=BASE)
     before = session.loss(BATCH).mean

@@ -19,7 +19,7 @@ import pytest
 from tests.support.tiny_model import write_tiny_model
 
 KILLS = 20
-STEPS = 40
+STEPS = 60
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER = REPOSITORY / "tests" / "support" / "fork_server.py"
 BY_HAND = {signal.SIGTERM: {143, -signal.SIGTERM}, signal.SIGINT: {130}, signal.SIGKILL: {-signal.SIGKILL}}
@@ -136,7 +136,7 @@ def test_twenty_random_kills_leave_no_trace_in_the_result(world: World) -> None:
         code = None
         while code != 0:
             number = rng.choice(signals) if sum(killed.values()) < KILLS else None
-            code = world.server.ft(*command, kill=number, after=rng.uniform(0.05, world.seconds))
+            code = world.server.ft(*command, kill=number, after=rng.uniform(0.05, world.seconds / 2))
             if number is not None and code in BY_HAND[number]:
                 killed[number] += 1
             else:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.batches import batch_of, random_rows
+from tests.support.engines import open_inference, open_training
+from tests.support.tiny_models import VOCABULARY
 
 from finetune.config.schema import LoraConfig
 from finetune.core.types import Batch
 from finetune.engines.base import Engine
-from tests.support.batches import batch_of, random_rows
-from tests.support.engines import open_inference, open_training
-from tests.support.tiny_models import VOCABULARY
 
 ROWS = random_rows(8, vocabulary=VOCABULARY, lengths=(4, 24))
 CUTS: dict[str, list[Batch]] = {

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from tests.support.tiny_models import make_model
 
 from finetune.config.schema import ModelConfig
 from finetune.engines.base import Engine
 from finetune.engines.registry import choose_engine
-from tests.support.tiny_models import make_model
 
 
 @pytest.fixture(scope="session", params=["mlx"])

@@ -59,6 +59,7 @@ def info(
 @app.command()
 def prepare(
     file: FileArgument,
+    *,
     output: Annotated[Path, typer.Option(help="The JSONL file to write; it must not exist.")],
     split: Annotated[float, typer.Option(min=0, max=0.9, help="Share of rows for OUTPUT-validation.jsonl.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 42,
@@ -98,6 +99,7 @@ def prepare(
 @app.command()
 def inspect(
     file: FileArgument,
+    *,
     model: Annotated[str, typer.Option(help="The model whose tokenizer and template to use.")] = "demo",
     template: TemplateOption = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,

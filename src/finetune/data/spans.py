@@ -76,11 +76,11 @@ def render_example(template: Template, example: Example) -> RenderedRow:
         return _finished(template, turns, text, spans, unseen=())
     conversation.places = _mark_messages(conversation)
     _check_calls(conversation)
-    spans = [_answer_span(conversation, index) for index, turn in enumerate(turns) if _speaks(turn)]
-    _check_others_outside(conversation, spans)
     unseen = _unseen_roles(conversation)
     if "user" in unseen:
         raise TemplateError(f"the template `{template.name}` leaves out what the user says")
+    spans = [_answer_span(conversation, index) for index, turn in enumerate(turns) if _speaks(turn)]
+    _check_others_outside(conversation, spans)
     return _finished(template, turns, rendered, spans, unseen)
 
 
@@ -197,18 +197,37 @@ def _neighbours(conversation: _Conversation, index: int, known: Sequence[int]) -
     if known:
         ends = [place.end for _, place in others if place.end is not None and place.end <= min(known)]
         starts = [place.start for _, place in others if place.start is not None and place.start >= max(known)]
-    else:  # a system message may stand anywhere in the text
-        turns = [(other, place) for other, place in others if conversation.turns[other]["role"] != "system"]
-        ends = [place.end for other, place in turns if place.end is not None and other < index]
-        starts = [place.start for other, place in turns if place.start is not None and other > index]
+    else:
+        ends, starts = _borders_beside(conversation, index)
     return max(ends, default=0), min(starts, default=len(conversation.text))
+
+
+def _borders_beside(conversation: _Conversation, index: int) -> tuple[list[int], list[int]]:
+    """For an answer without marks: where the messages right before and after it end and start, which must be known."""
+    before = _end_before(conversation, index)
+    after = conversation.places.get(2 * index + 2, _Place()).start
+    last = index == len(conversation.turns) - 1
+    if before is None or (after is None and not last):
+        raise _not_found(conversation.template, f"message {index + 1} has no place of its own in the text")
+    return [before], [] if after is None else [after]
+
+
+def _end_before(conversation: _Conversation, index: int) -> int | None:
+    """Where the message in front of this one ends; None where that is not known."""
+    numbers = (2 * index - 2, 2 * index - 1)
+    ends = [place.end for number in numbers if (place := conversation.places.get(number)) and place.end is not None]
+    return max(ends, default=0 if index == 0 else None)
 
 
 def _start(conversation: _Conversation, index: int, left: int, limit: int, *, content_leads: bool) -> int:
     """The end of the answer's header. `limit` is the first place that is known to belong to the answer."""
     text, shape = conversation.text, conversation.template.shape
-    for header in (shape.header, shape.short_header):
-        if header.strip() and (at := text.find(header, left, limit)) >= 0:
+    # Behind the message before, the first header counts. Where that border is not known, only the nearest one in
+    # front of the answer's own words is certain: what a user wrote may look like a header.
+    border_known = _end_before(conversation, index) is not None
+    find = text.find if border_known else text.rfind
+    for header in (shape.header, shape.short_header) if border_known or content_leads else ():
+        if header.strip() and (at := find(header, left, limit)) >= 0:
             return at + len(header)
     if content_leads:
         # Prompts end before a space that introduces the answer, so that the model writes it: train on it.

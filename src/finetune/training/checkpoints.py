@@ -97,15 +97,21 @@ class Checkpoints:
     def rewind(self, step: int, *, best_step: int | None) -> None:
         """Make `step` the latest: whole checkpoints after it are deleted, damaged ones are set aside.
 
-        They would be written again, byte for byte, by the run that goes on from here.
+        They would be written again, byte for byte, by the run that goes on from here. What a process that died
+        after its last rename did not come to, link and rotation, is done as well.
         """
         for later in [found for found in self.steps() if found > step]:
             set_aside(self.paths.checkpoint(later))
         self.point_at_best(best_step)
+        self.rotate(best_step=best_step)
 
     def point_at_best(self, step: int | None) -> None:
-        """Swap the relative link `best` in one move. Nothing to do while no step is the best."""
-        if step is None:
+        """Swap the relative link `best` in one move.
+
+        No link where no step is the best, or where its checkpoint is gone: a run that goes back to an old
+        checkpoint may find that its best of then was deleted when a better one came.
+        """
+        if step is None or not self.paths.checkpoint(step).is_dir():
             self.paths.best.unlink(missing_ok=True)
             return
         target = self.paths.checkpoint(step).relative_to(self.paths.root)

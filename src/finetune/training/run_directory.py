@@ -2,11 +2,13 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.core.errors import CheckpointError, TrainingError, UsageError
+from finetune.core.files import temporary_beside
 from finetune.core.paths import RunPaths
 
 
@@ -31,14 +33,37 @@ def check_new(directory: Path) -> None:
         )
 
 
-def create(directory: Path) -> RunPaths:
-    """Make the directory (and its parents). Raises UsageError where `check_new` does, and where it cannot be made."""
+def create(directory: Path, fill: Callable[[RunPaths], None]) -> RunPaths:
+    """Make the directory (and its parents) with what `fill` writes into it, all at once.
+
+    It is filled under a temporary name and renamed; an empty directory that is there already is filled in place,
+    because a shell may stand in it. Raises UsageError where `check_new` does and where it cannot be made,
+    TrainingError where it cannot be written; nothing is left of it then.
+    """
     check_new(directory)
+    place = directory if directory.exists() else temporary_beside(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"output.output_dir={directory} cannot be made: {error.strerror}.") from error
+    try:
+        fill(RunPaths(place))
+        if place != directory:
+            place.rename(directory)
+    except OSError as error:
+        _empty(place)
+        if place != directory:
+            place.rmdir()
+        raise TrainingError(f"The run's directory {directory} cannot be written: {error}.") from error
     return RunPaths(directory)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def locate(path: Path) -> tuple[RunPaths, Path | None]:
@@ -46,9 +71,9 @@ def locate(path: Path) -> tuple[RunPaths, Path | None]:
 
     Returns the run and the checkpoint, which is None for "the latest". Raises CheckpointError for anything else.
     """
-    resolved = path.resolve()
-    if RunPaths(resolved).run_info.is_file():
-        return RunPaths(resolved), None
+    if RunPaths(path).run_info.is_file():
+        return RunPaths(path), None
+    resolved = path.resolve()  # `best` is a link
     if resolved.is_dir() and RunPaths(resolved.parent.parent).run_info.is_file():
         return RunPaths(resolved.parent.parent), resolved
     what = "is not there" if not resolved.exists() else "is neither a run (no run.json in it) nor a run's checkpoint"

@@ -38,7 +38,7 @@ class Finisher:
             step, chosen = self._choose(outcome.state)
             copy_result(self.paths.checkpoint(step), self.place)
             self._leave_template()
-            result = {"path": str(self.place), "step": step, "chosen": chosen}
+            result = {"path": self.place.name, "step": step, "chosen": chosen}
             report = make_report(outcome.state, self._facts(), reason=outcome.reason, result=result)
             write_atomically(self.paths.report, to_text(report))
         except OSError as error:
@@ -89,7 +89,7 @@ class Finisher:
             engine=prepared.engine.name,
             method=prepared.config.training.method,
             model=prepared.source.name,
-            run_dir=str(self.paths.root),
+            run_dir=str(self.paths.root.resolve()),
             steps_per_epoch=prepared.plan.steps_per_epoch,
             parameters=self.parameters,
             rows=prepared.data.report.rows,

@@ -14,7 +14,7 @@ from finetune.config.advice import advise
 from finetune.config.dump import dump_config
 from finetune.config.load import LoadedConfig, load_config
 from finetune.config.schema import RunConfig
-from finetune.core.errors import StoppedBySignal, TrainingError, UsageError
+from finetune.core.errors import StoppedBySignal, UsageError
 from finetune.core.events import Listener, Notice, RunFinished, RunStarted
 from finetune.core.files import write_atomically
 from finetune.core.paths import RunPaths
@@ -67,8 +67,7 @@ def train(
     check_new(directory)
     prepared = prepare(settings)
     with _open_session(prepared) as session:
-        paths = create(directory)
-        _write_inputs(paths, prepared)
+        paths = create(directory, lambda new: _write_inputs(new, prepared))
         with held(paths):
             return _Run(paths, prepared, session, listeners).go(None, notices=_notices(prepared))
 
@@ -129,16 +128,9 @@ def _open_session(prepared: Preparation) -> Iterator[TrainSession]:
 
 def _write_inputs(paths: RunPaths, prepared: Preparation) -> None:
     """config.yml and run.json, which comes last: with it, the directory is a run."""
-    try:
-        paths.checkpoints.mkdir()
-        write_atomically(paths.config, dump_config(prepared.config))
-        write_atomically(paths.run_info, to_text(run_record(prepared)))
-    except OSError as error:
-        for file in (paths.config, paths.run_info):
-            file.unlink(missing_ok=True)
-        paths.checkpoints.rmdir()
-        paths.root.rmdir()
-        raise TrainingError(f"The run's directory {paths.root} cannot be written: {error}.") from error
+    paths.checkpoints.mkdir()
+    write_atomically(paths.config, dump_config(prepared.config))
+    write_atomically(paths.run_info, to_text(run_record(prepared)))
 
 
 @dataclass(frozen=True, slots=True)

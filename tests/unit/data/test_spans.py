@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 from finetune.data.rows import EncodedRow, Example, Message, Origin
@@ -212,3 +214,22 @@ def test_a_header_that_a_template_forgets_in_prompts_is_added():
 
     assert template.render_prompt(DIALOGUE[:1]) == "[user]\nHi?</s>\n[assistant]\n"
     assert answers(rendered(forgetful, DIALOGUE)) == ["Hello.</s>", "Sure\nthing</s>"]
+
+
+WORDS = st.text(st.characters(exclude_categories=("Cs", "Cn"), exclude_characters="<"), min_size=1, max_size=12).filter(
+    lambda text: text.strip()
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4),
+    st.sampled_from(["chatml", "llama2", "llama3", "mistral"]),
+)
+def test_trained_tokens_decode_to_the_answers_and_their_ends_whatever_is_said(pairs, name):
+    messages = [Message(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    _, trained = encoded(name, messages)
+    end = "<|im_end|>" if name == "chatml" else "</s>"
+    expected = "".join(f"{answer if name == 'chatml' else answer.strip()}{end}" for _, answer in pairs)
+
+    assert trained.replace(" ", "") == expected.replace(" ", "")

@@ -157,6 +157,22 @@ def test_rewinding_removes_the_checkpoints_that_come_after(run):
     assert not run.best.is_symlink()
 
 
+def test_rewinding_does_the_rotation_that_a_killed_process_did_not_come_to(run):
+    save(run, 1, 2, 3, 4, best=1, keep=9)
+
+    Checkpoints(run, 2).rewind(4, best_step=1)
+
+    assert Checkpoints(run, 2).steps() == [1, 3, 4]
+
+
+def test_there_is_no_link_to_a_best_checkpoint_that_is_gone(run):
+    save(run, 2, 3)
+
+    Checkpoints(run, 2).rewind(3, best_step=1)
+
+    assert not run.best.is_symlink()
+
+
 def test_what_a_killed_process_left_is_cleaned_and_nothing_else(run):
     save(run, 1)
     (run.checkpoints / ".step-000002.tmp-0badcafe").mkdir()

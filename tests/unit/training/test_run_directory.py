@@ -10,19 +10,44 @@ from finetune.core.paths import RunPaths
 from finetune.training.run_directory import check_new, create, held, locate
 
 
-def make_run(root: Path) -> RunPaths:
-    paths = create(root)
+def fill(paths: RunPaths) -> None:
     paths.run_info.write_text("{}")
     paths.checkpoint(3).mkdir(parents=True)
     paths.best.symlink_to("checkpoints/step-000003")
-    return paths
+
+
+def make_run(root: Path) -> RunPaths:
+    return create(root, fill)
 
 
 def test_a_new_directory_and_an_empty_one_are_taken(tmp_path):
     (tmp_path / "empty").mkdir()
 
-    assert create(tmp_path / "empty").root.is_dir()
-    assert create(tmp_path / "a" / "b").root.is_dir()
+    for place in (tmp_path / "empty", tmp_path / "a" / "b"):
+        assert create(place, fill).run_info.read_text() == "{}"
+        assert list(place.parent.glob(".*")) == []
+
+
+def test_a_directory_appears_with_everything_in_it_or_not_at_all(tmp_path):
+    def fill_in_the_dark(paths: RunPaths) -> None:
+        fill(paths)
+        assert not (tmp_path / "run").exists()
+
+    assert create(tmp_path / "run", fill_in_the_dark).run_info.is_file()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_cannot_be_written_is_taken_away(tmp_path, is_there):
+    if is_there:
+        (tmp_path / "run").mkdir()
+
+    def fail(paths: RunPaths) -> None:
+        fill(paths)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(TrainingError, match="No space left"):
+        create(tmp_path / "run", fail)
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "run"] if is_there else [])
 
 
 def test_checking_creates_nothing(tmp_path):
@@ -42,11 +67,11 @@ def test_a_directory_with_anything_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
 
     with pytest.raises(UsageError, match="not empty"):
-        create(tmp_path)
+        create(tmp_path, fill)
     with pytest.raises(UsageError, match="is a file"):
-        create(tmp_path / "thesis.txt")
+        create(tmp_path / "thesis.txt", fill)
     with pytest.raises(UsageError, match="cannot be made"):
-        create(tmp_path / "thesis.txt" / "run")
+        create(tmp_path / "thesis.txt" / "run", fill)
 
 
 def test_resume_takes_a_run_a_checkpoint_or_the_link_best(tmp_path):

@@ -19,7 +19,7 @@ import mlx.core as mx
 from finetune.engines.mlx.head import Head
 
 CHUNK_ELEMENTS = 1 << 22  # logits at once: 16 MB in float32, a few times that with their gradient
-_FEWEST_ROWS = 32  # fewer rows make slow matrix products
+_FEWEST_ROWS = 64  # fewer rows make slow matrix products
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""Adapter files: PEFT's layout, mlx-lm's layout, and everything that can be wrong with them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finetune.adapters.lora import lora_scale, seeded_init
+from finetune.adapters.mlx_lm import write_mlx_lm
+from finetune.adapters.store import (
+    Adapter,
+    AdapterConfig,
+    LoraPair,
+    compact_targets,
+    is_adapter,
+    read_adapter,
+    read_adapter_config,
+    write_adapter,
+)
+from finetune.adapters.tensors import read_tensors
+from finetune.core.errors import ModelError
+
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+
+
+def pair(rank: int, seed: int = 0) -> LoraPair:
+    rng = np.random.default_rng(seed)
+    return LoraPair(rng.normal(size=(rank, 6)).astype(np.float32), rng.normal(size=(8, rank)).astype(np.float32))
+
+
+def adapter(**config: object) -> Adapter:
+    values = {"rank": 4, "alpha": 8.0, "target_modules": ("q_proj", "up_proj"), "base_model": "base", **config}
+    return Adapter(AdapterConfig(**values), {module: pair(4, index) for index, module in enumerate(MODULES)})  # type: ignore[arg-type]
+
+
+def assert_same_pairs(left: Adapter, right: Adapter) -> None:
+    assert left.pairs.keys() == right.pairs.keys()
+    for module in left.pairs:
+        np.testing.assert_array_equal(left.pairs[module].a, right.pairs[module].a)
+        np.testing.assert_array_equal(left.pairs[module].b, right.pairs[module].b)
+
+
+def rewrite(directory: Path, **values: object) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_an_adapter_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    written = adapter(
+        dropout=0.1, use_rslora=True, fan_in_fan_out=True, rank_pattern={}, alpha_pattern={"up_proj": 2.5}
+    )
+    write_adapter(tmp_path, written)
+    found = read_adapter(tmp_path)
+    assert found.config == written.config
+    assert read_adapter_config(tmp_path) == written.config
+    assert is_adapter(tmp_path)
+    assert not is_adapter(tmp_path / "elsewhere")
+    assert found.parameters == 2 * 4 * (6 + 8)
+    assert_same_pairs(found, written)
+
+
+def test_files_have_pefts_names_and_keys(tmp_path: Path) -> None:
+    write_adapter(tmp_path, adapter())
+    assert sorted(load_file(tmp_path / "adapter_model.safetensors")) == sorted(
+        f"base_model.model.{module}.lora_{which}.weight" for module in MODULES for which in "AB"
+    )
+    document = json.loads((tmp_path / "adapter_config.json").read_text())
+    needed = "r lora_alpha lora_dropout bias task_type base_model_name_or_path use_dora use_rslora rank_pattern "
+    needed += "alpha_pattern modules_to_save fan_in_fan_out inference_mode peft_type target_modules"
+    assert set(needed.split()) <= document.keys()
+    assert (document["r"], document["lora_alpha"], document["task_type"]) == (4, 8, "CAUSAL_LM")
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_adapter(tmp_path / name, adapter())
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_scale_follows_pattern_and_rslora() -> None:
+    plain = AdapterConfig(rank=4, alpha=8.0, target_modules=(), alpha_pattern={"layers.1.mlp.up_proj": 2.0})
+    assert plain.scale("model.layers.0.mlp.up_proj", 4) == 2.0
+    assert plain.scale("model.layers.1.mlp.up_proj", 4) == 0.5
+    assert plain.scale("model.layers.11.mlp.up_proj", 4) == 2.0
+    assert lora_scale(8.0, 4, use_rslora=True) == 8.0 / math.sqrt(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"r": 0}, "r = 0 is not a rank"),
+        ({"lora_alpha": "x"}, "lora_alpha = 'x'"),
+        ({"r": 3}, "rank 4, and the configuration says 3"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused(tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    write_adapter(tmp_path, adapter())
+    rewrite(tmp_path, **change)
+    with pytest.raises(ModelError, match=expected):
+        read_adapter(tmp_path)
+
+
+def test_all_problems_of_the_tensors_are_reported_at_once(tmp_path: Path) -> None:
+    write_adapter(tmp_path, adapter())
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"base_model.model.{MODULES[0]}.lora_B.weight"]
+    tensors[f"base_model.model.{MODULES[1]}.lora_A.weight"] = np.zeros((3, 6), np.float32)
+    tensors["strange"] = np.zeros(1, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(ModelError) as caught:
+        read_adapter(tmp_path)
+    for part in (
+        f"{MODULES[0]}: lora_B is missing",
+        f"{MODULES[1]}: A (3, 6) and B (8, 4)",
+        "unexpected tensor strange",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "holds no adapter_config.json"),
+        ("{", "cannot be read"),
+        ("[]", "not a JSON object"),
+        ("{}", "neither PEFT"),
+    ],
+)
+def test_a_directory_that_is_no_adapter_is_refused(tmp_path: Path, content: str | None, expected: str) -> None:
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(ModelError, match=expected):
+        read_adapter(tmp_path)
+
+
+def test_damaged_or_missing_weights_are_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path, adapter())
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_adapter(tmp_path)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"holds no adapter_model\.safetensors"):
+        read_adapter(tmp_path)
+    save_file({}, file)
+    with pytest.raises(ModelError, match="holds no LoRA tensor"):
+        read_adapter(tmp_path)
+    save_file({"x": np.zeros(3, np.int32)}, file)
+    with pytest.raises(ModelError, match="tensors of type I32"):
+        read_adapter(tmp_path)
+
+
+def test_bfloat16_and_half_tensors_become_float32(tmp_path: Path) -> None:
+    """bfloat16 is the upper half of a float32: 1.5 is 0x3FC0, -2 is 0xC000."""
+    header = json.dumps(
+        {
+            "brain": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+            "half": {"dtype": "F16", "shape": [1, 2], "data_offsets": [4, 8]},
+        }
+    ).encode()
+    data = np.array([0x3FC0, 0xC000], "<u2").tobytes() + np.array([0.25, 3.0], "<f2").tobytes()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + data)
+    found = read_tensors(tmp_path / "x")
+    np.testing.assert_array_equal(found["brain"], np.array([1.5, -2.0], np.float32))
+    np.testing.assert_array_equal(found["half"], np.array([[0.25, 3.0]], np.float32))
+
+
+def test_targets_are_compact_where_that_says_the_same() -> None:
+    available = ["a.0.q_proj", "a.1.q_proj", "a.0.up_proj"]
+    assert compact_targets(["a.0.q_proj", "a.1.q_proj"], available) == ("q_proj",)
+    assert compact_targets(["a.0.q_proj"], available) == ("a.0.q_proj",)
+
+
+def test_mlx_lm_files_are_transposed_and_carry_the_scale(tmp_path: Path) -> None:
+    ours = adapter()
+    write_mlx_lm(tmp_path, ours, layers=2)
+    tensors = load_file(tmp_path / "adapters.safetensors")
+    np.testing.assert_array_equal(tensors[f"{MODULES[0]}.lora_a"], ours.pairs[MODULES[0]].a.T)
+    document = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert document["lora_parameters"] == {
+        "rank": 4,
+        "scale": 2.0,
+        "dropout": 0.0,
+        "keys": ["mlp.up_proj", "self_attn.q_proj"],
+    }
+    assert (document["num_layers"], document["fine_tune_type"]) == (2, "lora")
+    back = read_adapter(tmp_path)
+    assert_same_pairs(back, ours)
+    assert back.config.scale(MODULES[0], 4) == 2.0
+
+
+def test_mlx_lm_has_no_place_for_several_scales(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="one rank and one scale"):
+        write_mlx_lm(tmp_path, adapter(alpha_pattern={"up_proj": 3.0}), layers=2)
+
+
+def test_mlx_lm_problems_are_reported_at_once(tmp_path: Path) -> None:
+    write_mlx_lm(tmp_path, adapter(), layers=2)
+    rewrite(tmp_path, fine_tune_type="dora", lora_parameters={"rank": 4})
+    tensors = load_file(tmp_path / "adapters.safetensors")
+    save_file({**tensors, "model.layers.0.m": np.zeros(1, np.float32)}, tmp_path / "adapters.safetensors")
+    with pytest.raises(ModelError) as caught:
+        read_adapter(tmp_path)
+    for part in ("only lora is supported", "scale = None", "unexpected tensor model.layers.0.m"):
+        assert part in str(caught.value)
+
+
+def test_a_real_mlx_lm_adapter_is_read(shared: Path) -> None:
+    found = read_adapter(shared / "adapters/mlx_qwen2.5-0.5b")
+    document = json.loads((shared / "adapters/mlx_qwen2.5-0.5b/adapter_config.json").read_text())
+    for module, matrices in found.pairs.items():
+        assert module.startswith("model.layers.")
+        rank = matrices.a.shape[0]
+        assert rank == document["lora_parameters"]["rank"] == matrices.b.shape[1]
+        assert found.config.scale(module, rank) == pytest.approx(document["lora_parameters"]["scale"])
+    assert len(found.pairs) > 4
+
+
+def test_the_draw_of_a_follows_seed_and_name_alone() -> None:
+    draw = seeded_init(3)
+    np.testing.assert_array_equal(draw("m", 4, 16), seeded_init(3)("m", 4, 16))
+    assert np.abs(draw("m", 4, 16) - draw("n", 4, 16)).max() > 0.01
+    assert np.abs(draw("m", 64, 16)).max() <= 0.25
+    assert draw("m", 64, 16).std() == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
