@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from finetune.config.load import load_config
     from finetune.config.schema import RunConfig
     from finetune.core.errors import FinetuneError
+    from finetune.core.types import Sampling
+    from finetune.generation.requests import AnswerOptions
     from finetune.workflows.chat import chat
     from finetune.workflows.evaluate import evaluate
     from finetune.workflows.export import export as export_model
@@ -21,8 +23,10 @@ __version__ = "0.1.0"
 
 # name: where it is, and what it is called there. `export` is the name of a subpackage, hence `export_model`.
 _LAZY = {
+    "AnswerOptions": ("finetune.generation.requests", "AnswerOptions"),
     "FinetuneError": ("finetune.core.errors", "FinetuneError"),
     "RunConfig": ("finetune.config.schema", "RunConfig"),
+    "Sampling": ("finetune.core.types", "Sampling"),
     "TrainingResult": ("finetune.workflows.train", "TrainingResult"),
     "chat": ("finetune.workflows.chat", "chat"),
     "evaluate": ("finetune.workflows.evaluate", "evaluate"),
@@ -33,8 +37,10 @@ _LAZY = {
     "train": ("finetune.workflows.train", "train"),
 }
 __all__ = [
+    "AnswerOptions",
     "FinetuneError",
     "RunConfig",
+    "Sampling",
     "TrainingResult",
     "__version__",
     "chat",

@@ -43,6 +43,17 @@ def test_base_and_tuned_have_the_losses_that_the_run_reported(kind: str, request
     assert result.samples[0].base != result.samples[0].tuned
 
 
+def test_a_model_that_started_from_random_weights_is_read_from_its_files(model: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, model, method="full", init="random")
+    notices: list[str] = []
+    result = evaluate(run, generate=0, on_notice=notices.append)
+    assert result.tuned is not None
+    assert result.tuned.loss == pytest.approx(report(run)["best_eval_loss"], rel=1e-5)
+    assert "random weights" in notices[0]
+    assert ft("generate", "--model", run, "--prompt", "Say red", "--max-tokens", 2).code == 0
+    assert ft("export", run, "--format", "merged", "--output", tmp_path / "out").code == 0
+
+
 def test_the_json_document_has_what_scripts_rely_on(run: Path) -> None:
     ran = ft("evaluate", run, "--checkpoint", "last", "--generate", 2, "--json")
     document = ran.json

@@ -1,5 +1,6 @@
 """`ft evaluate`: base and tuned model on the same rows, side by side."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,9 +33,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first rows.")] = None,
     generate: Annotated[
         int | None,
-        typer.Option(
-            "--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."
-        ),
+        typer.Option("--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,11 +61,18 @@ def evaluate(
             limit=limit,
             generate=generate,
             on_notice=note,
+            on_progress=_progress,
         )
     if json:
         print_json(document(result))
     else:
         _show(result)
+
+
+def _progress(which: str, done: int, rows: int) -> None:
+    """One line that counts up, on a terminal only."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{which}: {done:,} of {rows:,} rows", err=True, nl=done == rows)
 
 
 def document(result: "EvaluationResult") -> dict[str, Any]:

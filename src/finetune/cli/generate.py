@@ -2,12 +2,17 @@
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune.cli import answers
 from finetune.cli.console import JsonOption, note, print_json, quiet_output
+
+if TYPE_CHECKING:
+    from finetune.workflows.generate import GenerationResult
+
+Raw = Annotated[bool, typer.Option("--raw", help="Give the prompt to the model as it is, without a template.")]
 
 
 def generate(
@@ -26,15 +31,13 @@ def generate(
     seed: answers.Seed = 0,
     template: answers.Template = None,
     system: answers.System = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Give the prompt to the model as it is, without a template.")
-    ] = False,
+    raw: Raw = False,
     json: JsonOption = False,
 ) -> None:
     """Answer one prompt with a model, with or without an adapter.
 
-    The prompt is rendered as in training: by the run's template, else by the tokenizer's. A model without a
-    template gets it as raw text. The answer goes to standard output as it grows, everything else to standard error.
+    The prompt is rendered as in training: by the run's template, else by the tokenizer's; a model without a
+    template gets it as raw text. Only the answer goes to standard output, as it grows.
 
     \b
     Examples:
@@ -70,7 +73,12 @@ def generate(
         )
     if json:
         print_json(asdict(result))
-        return
+    else:
+        _end(result)
+
+
+def _end(result: "GenerationResult") -> None:
+    """Close the line of the answer, and say what it took."""
     typer.echo()
     ended = "ended by itself" if result.finish_reason == "stop" else "cut at the limit of tokens"
     note(f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} tokens/s, {ended}")

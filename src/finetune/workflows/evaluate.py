@@ -84,6 +84,8 @@ def evaluate(
     if not held_out.rows:
         raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
     questions = _questions(held_out, source, tokenizer, on_notice)
+    if subject.model.init == "random":
+        on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
     evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length)
     base, tuned = _scores(subject, source, evaluator, on_progress)
     return EvaluationResult(
