@@ -87,6 +87,20 @@ def test_a_fully_tuned_model_loads_in_transformers(engine: Engine, model: Path, 
 
 
 @pytest.mark.lora
+def test_peft_reads_ranks_and_targets_of_single_modules(engine: Engine, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "base", "gpt2")
+    targets = ("h.1.attn.c_attn", "h.0.mlp.c_proj", "c_fc")
+    lora = LoraConfig(rank=4, alpha=6, target_modules=targets, rank_pattern={"h.1.mlp.c_fc": 2})
+    session = open_training(engine, path, lora=lora)
+    for _ in range(3):
+        session.step([BATCH], learning_rate=2e-2).result()
+    session.save_weights(tmp_path / "adapter")
+    expected = open_inference(engine, path, tuned=tmp_path / "adapter").token_logprobs(BATCH, adapter="tuned")
+    in_peft = PeftModel.from_pretrained(load(path), tmp_path / "adapter")
+    np.testing.assert_allclose(reference(in_peft, BATCH), expected, atol=TOLERANCE)
+
+
+@pytest.mark.lora
 def test_an_adapter_that_peft_wrote_loads_here(engine: Engine, tmp_path: Path) -> None:
     path = make_model(tmp_path / "base")
     config = PeftConfig(

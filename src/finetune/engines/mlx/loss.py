@@ -12,7 +12,7 @@ which is torch's cross_entropy(label_smoothing=e). Reductions are in float32 wha
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
@@ -28,7 +28,6 @@ class Positions:
 
     rows: Any  # [N] indices into the B x T positions
     targets: Any  # [N]
-    weights: Any  # [N] 1.0, or 0.0 for filling
 
 
 def gather(hidden: Any, positions: Positions) -> Any:
@@ -61,73 +60,57 @@ def evaluate_rows(head: Head, hidden: Any, targets: Any, vocabulary: int) -> tup
     return mx.concatenate(losses), mx.concatenate(hits)
 
 
-def summed_loss(head: Head, vocabulary: int, smoothing: float) -> Callable[..., tuple[Any, Any]]:
-    """A differentiable (hidden [N, D], targets, weights, *head parameters) -> (summed loss, correct predictions)."""
+def summed_loss(head: Head, vocabulary: int, smoothing: float) -> Callable[..., Any]:
+    """A differentiable (hidden [N, D], targets [N], *head parameters) -> loss in nats, summed over the rows."""
 
     @mx.custom_function
-    def forward(hidden: Any, targets: Any, weights: Any, *parameters: Any) -> tuple[Any, ...]:
+    def forward(hidden: Any, targets: Any, *parameters: Any) -> tuple[Any, ...]:
         loss: Any = mx.array(0.0)
-        correct: Any = mx.array(0.0)
         hidden_gradients: list[Any] = []
         sums: list[Any] = []
         previous: list[Any] = []
         for start, end in _chunks(hidden.shape[0], vocabulary):
             rows = _after(hidden[start:end], previous)
-            part = _chunk(head, smoothing, _Rows(rows, targets[start:end], weights[start:end]), parameters)
-            loss, correct = loss + part.loss, correct + part.correct
-            hidden_gradients.append(part.gradients[0])
-            sums = [a + b for a, b in zip(sums, part.gradients[1:], strict=True)] if sums else part.gradients[1:]
-            previous = [part.loss, part.correct, part.gradients[0], *sums]
-        return (loss, correct, mx.concatenate(hidden_gradients), *sums)
+            part, gradients = _chunk(head, smoothing, rows, targets[start:end], parameters)
+            loss = loss + part
+            hidden_gradients.append(gradients[0])
+            sums = [a + b for a, b in zip(sums, gradients[1:], strict=True)] if sums else gradients[1:]
+            previous = [part, gradients[0], *sums]
+        return (loss, mx.concatenate(hidden_gradients), *sums)
 
     @forward.vjp
     def backward(primals: Sequence[Any], cotangents: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
-        scale = cotangents[0]
-        hidden, targets, weights, *_ = primals
-        gradients = [(scale * gradient).astype(gradient.dtype) for gradient in outputs[2:]]
-        return (gradients[0].astype(hidden.dtype), mx.zeros_like(targets), mx.zeros_like(weights), *gradients[1:])
+        hidden, targets, *_ = primals
+        gradients = [(cotangents[0] * gradient).astype(gradient.dtype) for gradient in outputs[1:]]
+        return (gradients[0].astype(hidden.dtype), mx.zeros_like(targets), *gradients[1:])
 
-    def function(hidden: Any, targets: Any, weights: Any, *parameters: Any) -> tuple[Any, Any]:
-        outputs: Any = forward(hidden, targets, weights, *parameters)
-        return outputs[0], outputs[1]
+    def function(hidden: Any, targets: Any, *parameters: Any) -> Any:
+        outputs: Any = forward(hidden, targets, *parameters)
+        return outputs[0]
 
     return function
 
 
-class _Rows(NamedTuple):
-    hidden: Any
-    targets: Any
-    weights: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    loss: Any
-    correct: Any
-    gradients: list[Any]  # of the hidden rows, then of each head parameter
-
-
-def _chunk(head: Head, smoothing: float, rows: _Rows, parameters: tuple[Any, ...]) -> _Chunk:
-    hidden, targets, weights = rows
+def _chunk(
+    head: Head, smoothing: float, hidden: Any, targets: Any, parameters: tuple[Any, ...]
+) -> tuple[Any, list[Any]]:
+    """(summed loss, its gradients with respect to the hidden rows and each head parameter)."""
     raw = head.project(hidden, *parameters)
     logits = head.finish(raw).astype(mx.float32)
     largest = logits.max(axis=-1, keepdims=True)
     exponentials = mx.exp(logits - largest)  # the only exp: it serves the loss and its gradient
     total = exponentials.sum(axis=-1, keepdims=True)
     column = targets[:, None]
-    picked = mx.take_along_axis(logits, column, axis=-1)
-    losses = mx.log(total) + largest - (1.0 - smoothing) * picked
-    scale = weights[:, None]
-    gradient = exponentials * (scale / total)
+    losses = mx.log(total) + largest - (1.0 - smoothing) * mx.take_along_axis(logits, column, axis=-1)
+    gradient = exponentials / total
     if smoothing:
         losses = losses - smoothing * logits.mean(axis=-1, keepdims=True)
-        gradient = gradient - scale * (smoothing / logits.shape[-1])
-    at_target = mx.take_along_axis(gradient, column, axis=-1) - (1.0 - smoothing) * scale
+        gradient = gradient - smoothing / logits.shape[-1]
+    at_target = mx.take_along_axis(gradient, column, axis=-1) - (1.0 - smoothing)
     gradient = mx.put_along_axis(gradient, column, at_target, axis=-1).astype(raw.dtype)
     _, [gradient] = mx.vjp(head.finish, [raw], [gradient])
     _, gradients = mx.vjp(head.project, [hidden, *parameters], [gradient])
-    hits = (mx.argmax(logits, axis=-1) == targets) * weights
-    return _Chunk((losses[:, 0] * weights).sum(), hits.sum(), gradients)
+    return losses.sum(), list(gradients)
 
 
 def _chunks(rows: int, vocabulary: int) -> Iterator[tuple[int, int]]:

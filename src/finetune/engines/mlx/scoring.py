@@ -16,9 +16,7 @@ def positions_of(batch: Batch) -> Positions:
     if batch.segments.max(initial=0) > 1:
         raise ValueError("the MLX engine takes one document a row")
     rows = np.flatnonzero(batch.loss_mask)
-    return Positions(
-        mx.array(rows.astype(np.int32)), mx.array(batch.targets.reshape(-1)[rows]), mx.ones(len(rows), mx.float32)
-    )
+    return Positions(mx.array(rows.astype(np.int32)), mx.array(batch.targets.reshape(-1)[rows]))
 
 
 def batch_loss(base: BaseModel, batch: Batch) -> LossSum:

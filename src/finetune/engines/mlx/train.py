@@ -97,8 +97,7 @@ class MLXTrainSession:
         self._trainable.bind(weights, key)
         hidden = gather(self._base.split.body(inputs), positions)
         head = self._trainable.head_parameters(weights)
-        loss, _ = self._summed(hidden, positions.targets, positions.weights, *head)
-        return loss
+        return self._summed(hidden, positions.targets, *head)
 
     def loss(self, batch: Batch) -> LossSum:
         self._trainable.bind(self._weights)
