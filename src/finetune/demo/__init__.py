@@ -1,0 +1,1 @@
+"""The carried base model and data set, and how both are made."""
