@@ -58,6 +58,13 @@ def test_sampled_tokens_do_not_depend_on_other_requests(engine: Engine, llama: P
     assert changed != alone
 
 
+def test_every_token_is_drawn_anew(engine: Engine, llama: Path) -> None:
+    """At an enormous temperature all tokens are equally likely: one draw repeated would give one token."""
+    generator = open_inference(engine, llama).generator()
+    [tokens] = decode(generator, GenerationRequest(PROMPT, 20, Sampling(temperature=1e6)))
+    assert len(set(tokens)) > 10
+
+
 def test_requests_of_different_adapters_run_together(engine: Engine, llama: Path, tmp_path: Path) -> None:
     batch = batch_of(random_rows(4, vocabulary=VOCABULARY))
     for name, seed in (("one", 1), ("two", 2)):

@@ -16,7 +16,7 @@ from finetune.adapters.store import peft_names
 from finetune.config.schema import LoraConfig, ModelConfig
 from finetune.core.errors import ConfigError, UsageError
 from finetune.core.types import FloatArray
-from finetune.engines.base import Engine
+from finetune.engines.base import Engine, TrainSession
 from finetune.engines.registry import choose_engine
 
 pytestmark = pytest.mark.lora
@@ -180,6 +180,25 @@ def test_dropout_acts_in_steps_only_and_follows_the_seed(engine: Engine, llama: 
     np.testing.assert_array_equal(once[name], again[name])
     assert np.abs(once[name] - other[name]).max() > 1e-4
     assert np.abs(once[name] - without[name]).max() > 1e-4
+
+
+def test_every_step_and_micro_batch_has_its_own_dropout(engine: Engine, llama: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0 only the draw can change the loss."""
+
+    def resumed() -> TrainSession:
+        session = open_training(engine, llama, lora=LoraConfig(rank=4, dropout=0.5))
+        session.load_state(tmp_path)
+        return session
+
+    start = open_training(engine, llama, lora=LoraConfig(rank=4, dropout=0.5))
+    start.step([BATCH], learning_rate=0.1).result()
+    start.save_weights(tmp_path)
+    start.save_state(tmp_path)
+    session = resumed()
+    once, again = (session.step([BATCH], learning_rate=0.0).result().loss for _ in range(2))
+    assert abs(once - again) > 1e-4
+    assert abs(resumed().step([BATCH, BATCH], learning_rate=0.0).result().loss - once) > 1e-4
+    assert resumed().step([BATCH], learning_rate=0.0).result().loss == once
 
 
 def test_an_engine_is_chosen_and_pytorch_is_refused(engine: Engine) -> None:

@@ -32,3 +32,10 @@ def test_a_repetition_penalty_lowers_seen_tokens() -> None:
     token, logprob = sample(mx.array([2.0, 1.5, -1.0]), Sampling(repetition_penalty=2.0), number=0, seen=seen)
     assert token.item() == 1
     assert logprob.item() == pytest.approx(1.5 - np.log(np.exp([2.0, 1.5, -1.0]).sum()), rel=1e-5)
+
+
+def test_every_token_of_a_request_has_its_own_draw() -> None:
+    logits = mx.log(mx.array([0.5, 0.3, 0.15, 0.05]))
+    drawn = [int(sample(logits, Sampling(temperature=1.0), number=n, seen=None)[0].item()) for n in range(600)]
+    shares = np.bincount(drawn, minlength=4) / 600
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.08)  # four standard deviations

@@ -36,10 +36,6 @@ class LoraSlot:
         names = list(modules)
         self.keys = dict(zip(names, mx.random.split(key, len(names)), strict=True))
 
-    def clear(self) -> None:
-        """Back to the base."""
-        self.active, self.keys = {}, {}
-
 
 class LoRALinear(nn.Module):  # type: ignore[misc]
     """A linear module with whatever the slot holds for its path."""

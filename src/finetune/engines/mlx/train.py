@@ -82,6 +82,7 @@ class MLXTrainSession:
                 learning_rate=mx.array(learning_rate, mx.float32),
             )
             self._weights, self._state = updated.weights, updated.state
+            self._trainable.bind(self._weights)  # else the model keeps the old weights in memory
             self._calls += 1
             mean = total / tokens
             mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]

@@ -149,13 +149,12 @@ class FullTrainable:
             )
         self.base = base
         self.exact = bool(base.dtype == mx.float32)
-        flat = dict(tree_flatten(base.model.trainable_parameters()))
-        self._initial: Weights = {name: array.astype(mx.float32) for name, array in flat.items()}
         self._matrices = _matrices(base.model)
         self.total = count_parameters(base.model)
 
     def initial(self) -> Weights:
-        return dict(self._initial)
+        flat = tree_flatten(self.base.model.trainable_parameters())
+        return {name: array.astype(mx.float32) for name, array in flat}
 
     def bind(self, weights: Weights, dropout_key: Any | None = None) -> None:
         cast = [(name, array.astype(self.base.dtype)) for name, array in weights.items()]
@@ -178,7 +177,7 @@ class FullTrainable:
 
     def load(self, directory: Path) -> Weights:
         found = read_parameters(replace(self.base, path=directory))
-        return {name: found[name].astype(mx.float32) for name in self._initial}
+        return {name: array.astype(mx.float32) for name, array in found.items()}
 
 
 def _matrices(model: Any) -> frozenset[str]:
