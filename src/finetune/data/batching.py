@@ -6,6 +6,7 @@ tokens, so the cut has no influence on the result.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from finetune.core.errors import DataError
 from finetune.core.types import Batch, IntArray
 from finetune.data.rows import EncodedRow
 
-_FINEST = 32  # tokens between padded lengths; a compiled step is traced once for each of them
+_FINEST = 8  # tokens between padded lengths
+_GROUP_COST = 64  # what a micro-batch costs besides its tokens, in tokens: dispatch, small products, sums
 
 
 class BatchPlan:
@@ -72,7 +74,7 @@ def evaluation_batches(
 
 
 def padded_length(length: int, longest: int) -> int:
-    """`length` rounded up to one of a few: eight for each doubling, at least 32 apart, at most `longest`."""
+    """`length` rounded up to one of a few: eight for each doubling, at least 8 apart, at most `longest`."""
     spacing = max(_FINEST, 1 << max(0, (length - 1).bit_length() - 4))
     return min(longest, -(-length // spacing) * spacing)
 
@@ -82,17 +84,22 @@ def cut_by_length(
 ) -> Iterator[list[EncodedRow]]:
     """Cut rows in ascending length into groups of at most `max_rows` rows and `max_tokens` padded tokens.
 
-    A row that is longer than `max_tokens` by itself makes a group of one. The longest rows are grouped first,
-    so that the group that is not full is that of the shortest.
+    Of all such cuts it takes one with the least work: padded tokens, and _GROUP_COST for each group. A row that is
+    longer than `max_tokens` by itself makes a group of one.
     """
-    groups: list[list[EncodedRow]] = []
-    rest = list(ordered)
-    while rest:
-        width = padded_length(len(rest[-1]) - 1, longest)
+    widths = [padded_length(len(row) - 1, longest) for row in ordered]
+    work, starts = [0], [0]
+    for end, width in enumerate(widths, start=1):
         fitting = max_rows if max_tokens is None else min(max_rows, max(1, max_tokens // width))
-        groups.append(rest[-fitting:])
-        del rest[-fitting:]
-    return reversed(groups)
+        choices = ((work[start] + width * (end - start), start) for start in range(max(0, end - fitting), end))
+        least, start = min(choices)
+        work.append(least + _GROUP_COST)
+        starts.append(start)
+    cuts = [len(ordered)]
+    while cuts[-1]:
+        cuts.append(starts[cuts[-1]])
+    for start, end in pairwise(reversed(cuts)):
+        yield list(ordered[start:end])
 
 
 def collate(rows: Sequence[EncodedRow], width: int, pad_id: int) -> Batch:

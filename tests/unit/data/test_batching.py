@@ -106,9 +106,15 @@ def test_evaluation_reads_every_row_once(lengths, max_rows):
 def test_padded_lengths_are_few_and_waste_little():
     widths = {padded_length(length, 4096) for length in range(1, 4097)}
 
-    assert len(widths) <= 48
-    assert all(padded_length(length, 4096) <= max(32, length * 1.13 + 32) for length in range(1, 4097))
-    assert all(padded_length(length, 50) == min(50, -(-length // 32) * 32) for length in range(1, 51))
+    assert len(widths) <= 64
+    assert all(padded_length(length, 4096) <= max(8, length * 1.13 + 8) for length in range(1, 4097))
+    assert all(padded_length(length, 50) == min(50, -(-length // 8) * 8) for length in range(1, 51))
+
+
+def test_rows_of_very_different_lengths_are_not_padded_to_the_longest():
+    plan = plan_of([10] * 7 + [500], rows_per_step=8, max_rows=8)
+
+    assert sorted(batch.inputs.shape for batch in plan.step(0)) == [(1, 499), (7, 16)]
 
 
 def test_no_rows_are_refused():
