@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import finetune
-from finetune.demo.data import MODEL, write_splits
 from finetune.demo.data import DATA as DEMO_DATA
+from finetune.demo.data import MODEL, write_splits
 from finetune.demo.pretraining import Messages, conversations, drills
 from finetune.demo.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, VOCABULARY, tokenizer_config, train_tokenizer
 

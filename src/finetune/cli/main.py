@@ -22,6 +22,7 @@ INTERRUPTED = 130
 
 # name: one line for `ft --help`, in the order in which a person meets them.
 COMMANDS: Mapping[str, str] = {
+    "demo": "See it work: tune the carried model, before and after, in a few minutes.",
     "train": "Tune a model on a file of examples, resume a run, check a configuration.",
     "evaluate": "Measure base and tuned model on held-out rows, side by side.",
     "generate": "Answer one prompt with a model, with or without an adapter.",
