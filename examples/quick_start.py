@@ -17,7 +17,7 @@ result = finetune.train(
         "lora": {"rank": 8},
     }
 )
-print(f"loss {result.final_loss:.3f}, perplexity {result.perplexity:.2f}, {result.training_time:.0f} s: {result.run_dir}")
+print(f"{result.run_dir}: loss {result.final_loss:.3f}, perplexity {result.perplexity:.2f}")
 
 evaluation = finetune.evaluate(run=result.run_dir)
 print(f"base loss {evaluation.base.loss:.3f}, tuned loss {evaluation.tuned.loss:.3f}")

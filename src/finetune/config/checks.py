@@ -100,8 +100,14 @@ NO_EFFECT: tuple[NoEffect, ...] = (
     NoEffect(
         "training.epsilon",
         "training.optimizer",
-        lambda c: c.training.optimizer == "sgd",
-        "sgd does not divide by a second moment. Remove it, or choose adamw",
+        lambda c: c.training.optimizer in ("sgd", "adafactor"),
+        "this optimizer does not use it. Remove it, or choose adamw",
+    ),
+    NoEffect(
+        "training.beta1",
+        "training.optimizer",
+        lambda c: c.training.optimizer == "adafactor",
+        "adafactor keeps no first moment. Remove it, or choose adamw",
     ),
     NoEffect(
         "training.early_stopping_threshold",

@@ -74,7 +74,9 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Learning rate after the warm-up")
     min_learning_rate: Annotated[float, Field(ge=0)] = Field(0.0, description="Floor of the schedule")
     optimizer: Literal["adamw", "adam", "sgd", "adafactor"] = Field("adamw", description="Update rule")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Decoupled for adamw and adafactor, added to the gradient for adam and sgd"
+    )
     beta1: Share = Field(0.9, description="Decay of the first moment; momentum for sgd")
     beta2: Share = Field(0.999, description="Decay of the second moment")
     epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Added to the denominator of Adam")
