@@ -18,8 +18,9 @@ help: ## Show this list
 demo: $(VENV)/.base ## Tune the carried model on the carried data: before, after, and what it proves
 	$(BIN)/ft demo
 
+# One BLAS thread for each worker: spinning threads of several workers would fight for the cores.
 test: $(VENV)/.dev ## Run the whole test suite, then hold its coverage against the bar
-	$(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
+	OPENBLAS_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
 	@$(BIN)/coverage report --include='$(GATED)' --skip-covered --fail-under=90 | tail -n 25
 
 setup: $(VENV)/.dev ## Make .venv with everything that development and the tests need
