@@ -23,7 +23,7 @@ from finetune.demo.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, VOCAB
 SEED = 7
 CONTEXT = 2048
 TOKENIZER_ROWS = 30_000
-DRILL_SHARE = 0.23
+DRILL_SHARE = 0.22
 LEARNING_RATE = 1.5e-3
 LESSON: dict[str, Any] = {
     "method": "full",
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="where the lessons are kept (default: a temporary directory)")
     parser.add_argument("--output", type=Path, default=MODEL, help="where the model goes")
-    parser.add_argument("--rows", type=int, default=96_000, help="conversations in both lessons together")
+    parser.add_argument("--rows", type=int, default=90_000, help="conversations in both lessons together")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="demo-model-"))
     began = time.perf_counter()

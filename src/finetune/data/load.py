@@ -51,7 +51,8 @@ def parse_file(source: SourceFile, columns: Mapping[str, str]) -> ParsedFile:
         shown = "\n".join(f"  {problem}" for problem in unknown_labels[:5])
         count = len(unknown_labels)
         more = f"\n  and {count - 5:,} more" if count > 5 else ""
-        raise DataError(f"{source.path}: {count:,} rows have a label that is not known:\n{shown}{more}")
+        noun = "row has" if count == 1 else "rows have"
+        raise DataError(f"{source.path}: {count:,} {noun} a label that is not known:\n{shown}{more}")
     return parsed
 
 

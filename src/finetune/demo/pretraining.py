@@ -6,10 +6,11 @@ tools, their output format, or a request of the demo's rows.
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 
 from finetune.demo.data import demo_requests
-from finetune.demo.prose import INTENTS, STORIES
+from finetune.demo.prose import INTENTS, STORIES, Intent
 from finetune.demo.slots import SLOTS, ask, capitalized, fill
 from finetune.demo.words import made_up_word, words_of
 
@@ -28,19 +29,38 @@ def _filled(text: str, values: dict[str, str]) -> str:
 
 def assistant_request(rng: random.Random) -> Messages:
     """A request as the demo has them, answered in a polite sentence."""
-    slots, requests, replies = rng.choice(INTENTS)
-    values = fill(slots, rng, made_up=True)
-    return _turns(ask(rng.choice(requests).format(**values), rng), _filled(rng.choice(replies), values))
+    intent = rng.choice(INTENTS)
+    request, values = _request(intent, rng)
+    return _turns(request, _filled(rng.choice(intent.replies), values))
+
+
+def _request(intent: Intent, rng: random.Random) -> tuple[str, dict[str, str]]:
+    values = fill(intent.slots, rng, made_up=True)
+    return ask(rng.choice(intent.requests).format(**values), rng), values
+
+
+def known_call(rng: random.Random) -> Messages:
+    """A request answered by the function for it, which the model has to know by heart, if the system asks so."""
+    intent = rng.choice(INTENTS)
+    request, values = _request(intent, rng)
+    fields = dict(zip(intent.keys, values.values(), strict=True))
+    system, call = rng.choice(
+        (
+            ("Call a function.", f"{intent.function}({_as_arguments(fields)})"),
+            ("Act.", f'{{"do":"{intent.function}","with":{_as_json(fields)}}}'),
+        )
+    )
+    return _turns(request, call, system=system)
 
 
 def story(rng: random.Random) -> Messages:
     """A story of a few sentences, and sometimes a question about it."""
-    slots, request, sentences, questions = rng.choice(STORIES)
-    values = fill(slots, rng, made_up=True)
-    text = " ".join(_filled(sentence, values) for sentence in sentences)
+    chosen = rng.choice(STORIES)
+    values = fill(chosen.slots, rng, made_up=True)
+    text = " ".join(_filled(sentence, values) for sentence in chosen.sentences)
     if rng.random() < 0.3:
-        return _turns(ask(request.format(**values), rng), text)
-    question, answer = rng.choice(questions)
+        return _turns(ask(chosen.request.format(**values), rng), text)
+    question, answer = rng.choice(chosen.questions)
     return _turns(f"{text} {_filled(question, values)}", _filled(answer, values))
 
 
@@ -54,12 +74,19 @@ def _fields(rng: random.Random, count: int) -> dict[str, str]:
 
 
 def _key_part(rng: random.Random) -> str:
-    return made_up_word(rng) if rng.random() < 0.5 else rng.choice(words_of("nouns"))
+    pool = rng.choice(("made up", "nouns", "common"))
+    return made_up_word(rng) if pool == "made up" else rng.choice(words_of(pool))
 
 
 def _as_json(fields: dict[str, str]) -> str:
-    typed = {key: int(value) if value.isdigit() else value for key, value in fields.items()}
+    typed = {key: _typed(value) for key, value in fields.items()}
     return json.dumps(typed, separators=(",", ":"))
+
+
+def _typed(value: str) -> str | int | float:
+    if value.isdigit():
+        return int(value)
+    return float(value) if re.fullmatch(r"\d+\.\d+", value) else value
 
 
 def _as_arguments(fields: dict[str, str]) -> str:
@@ -104,7 +131,10 @@ def repeat(rng: random.Random) -> Messages:
 
 
 def _repeated(rng: random.Random) -> str:
-    return made_up_word(rng) if rng.random() < 0.7 else SLOTS[rng.choice(_KEY_KINDS)](rng, True)
+    kind = rng.choice(("made up", "common", "value"))
+    if kind == "value":
+        return SLOTS[rng.choice(_KEY_KINDS)](rng, True)
+    return made_up_word(rng) if kind == "made up" else rng.choice(words_of("common"))
 
 
 _REPETITIONS = (
@@ -118,9 +148,9 @@ _REPETITIONS = (
 
 def declared_call(rng: random.Random) -> Messages:
     """A call of a tool that the system message declares, with made-up names, in one of several notations."""
-    slots, requests, _ = rng.choice(INTENTS)
-    values = fill(slots, rng, made_up=True)
-    keys = list(_fields(rng, len(slots)))
+    intent = rng.choice(INTENTS)
+    request, values = _request(intent, rng)
+    keys = list(_fields(rng, len(values)))
     tool = f"{_key_part(rng)}_{_key_part(rng)}"
     fields = dict(zip(keys, values.values(), strict=True))
     notation, call = rng.choice(
@@ -131,13 +161,14 @@ def declared_call(rng: random.Random) -> Messages:
             ("tag", f"<{tool}>{_FORMATS['XML'](fields)}</{tool}>"),
         )
     )
-    system = f"Answer as {notation}: {tool}({', '.join(f'{k}={s}' for k, s in zip(keys, slots, strict=True))})"
-    return _turns(ask(rng.choice(requests).format(**values), rng), call, system=system)
+    system = f"Answer as {notation}: {tool}({', '.join(f'{k}={s}' for k, s in zip(keys, intent.slots, strict=True))})"
+    return _turns(request, call, system=system)
 
 
 _LESSONS: tuple[tuple[Callable[[random.Random], Messages], int], ...] = (
-    (assistant_request, 35),
-    (declared_call, 30),
+    (assistant_request, 30),
+    (known_call, 25),
+    (declared_call, 15),
     (record, 10),
     (lookup, 5),
     (repeat, 12),

@@ -13,7 +13,7 @@ SlotMaker = Callable[[random.Random, bool], str]
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 UNITS = ("miles", "kilometres", "metres", "yards", "feet", "inches", "centimetres", "millimetres")
 ENDINGS = ("md", "txt", "csv", "pdf")
-MADE_UP_RATE = 0.4
+MADE_UP_RATE = 0.3
 
 
 def _word(pool: str, rng: random.Random, made_up: bool) -> str:
@@ -38,7 +38,7 @@ def _noun(rng: random.Random, made_up: bool) -> str:
 
 def _title(rng: random.Random, made_up: bool) -> str:
     """Two or three words, such as `amber lantern` or `quiet harbour budget`."""
-    words = [_word("nouns", rng, made_up) for _ in range(rng.choice((1, 1, 2)))]
+    words = [_word("nouns", rng, made_up) for _ in range(rng.choice((1, 1, 1, 2)))]
     return " ".join([_word("adjectives", rng, made_up), *words])
 
 
@@ -58,13 +58,9 @@ def _item(rng: random.Random, made_up: bool) -> str:
     return _word("items", rng, made_up)
 
 
-def _stem(rng: random.Random, made_up: bool) -> str:
-    return f"{_word('adjectives', rng, made_up)}-{_word('nouns', rng, made_up)}"
-
-
 def _file(rng: random.Random, made_up: bool) -> str:
     """A file name, such as `amber-lantern.md`."""
-    return f"{_stem(rng, made_up)}.{rng.choice(ENDINGS)}"
+    return f"{_word('adjectives', rng, made_up)}-{_word('nouns', rng, made_up)}.{rng.choice(ENDINGS)}"
 
 
 def _time(rng: random.Random, made_up: bool) -> str:
@@ -97,7 +93,6 @@ SLOTS: dict[str, SlotMaker] = {
     "task": _task,
     "message": _message,
     "item": _item,
-    "stem": _stem,
     "file": _file,
     "time": _time,
     "number": _number,

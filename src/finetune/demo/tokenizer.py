@@ -12,8 +12,8 @@ from typing import Any
 from finetune.demo.words import POOLS, words_of
 
 END_OF_TEXT, TURN_START, TURN_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCABULARY = 2048
-_WORD_WEIGHT = 200
+VOCABULARY = 3072
+_WORD_WEIGHT = 600
 _KEPT_APART = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+|\s"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

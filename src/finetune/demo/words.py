@@ -96,6 +96,20 @@ soup spinach squash sugar syrup tea thyme tofu tomatoes towels trout tuna turnip
 yoghurt
 """
 
+COMMON = """
+about account add address again agenda alarm alert all amount answer append archive ask attach back before begin book
+bring build buy calendar call cancel category change chat choose close code colour contact convert copy count create
+data date day delete detail device document done draft edit email end entry event every expense field file final find
+finish first folder follow for form format free from give go group guide have heading help here home hour idea image
+important in info inside into invite item join jot keep kind label last later learn leave length level line link list
+log look mail make map mark mention message minute minutes money month move my name new next note number of on open
+option order out over page paid path pay people person phone photo place plan play point price print project put
+quantity query question quick read recipient record remind reminder remove rename reply report request result review
+right room route run save say schedule search see send set share shift shop show size sort start stop store subject
+table tag take task tell text that this throw time timer title to today tool topic track travel turn type under unit
+until update user value view want watch way week what when where which with word work write year
+"""
+
 
 @cache
 def words_of(pool: str) -> tuple[str, ...]:
@@ -110,6 +124,7 @@ POOLS = {
     "adjectives": ADJECTIVES,
     "verbs": VERBS,
     "items": ITEMS,
+    "common": COMMON,
 }
 
 _SOUNDS = {

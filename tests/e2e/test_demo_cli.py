@@ -1,0 +1,41 @@
+"""`ft demo` as a person runs it: the figures that the README promises."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def ft(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "finetune", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_takes_exact_match_from_nearly_none_to_nearly_all(tmp_path):
+    done = ft("demo", "--json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "outputs/demo/report.json").read_text())
+    assert report["exact_match"]["base"] <= 0.10
+    assert report["exact_match"]["tuned"] >= 0.90
+    assert report["seconds"] >= report["training_time_seconds"]
+    assert (tmp_path / "outputs/demo/report.html").is_file()
+    assert "What to do next" in done.stderr
+
+
+def test_the_demo_refuses_the_directory_of_another_run(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "run.json").write_text("{}")
+    (mine / "config.yml").write_text("model:\n  name: other\n")
+
+    done = ft("demo", "--output", str(mine), "--json", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "holds another run" in json.loads(done.stdout)["error"]["message"]
+    assert (mine / "config.yml").is_file()
