@@ -1,4 +1,4 @@
-"""Tune the carried demo model on the sample data set, then ask it something. Takes about a minute on two cores.
+"""Tune the carried demo model on the sample data set, then ask it something. Takes less than a minute.
 
 Run it from the repository: `python examples/quick_start.py`
 """
@@ -13,14 +13,14 @@ result = finetune.train(
     {
         "model": {"name": "demo"},
         "data": {"train_file": str(HERE / "sample_dataset.json")},
-        "training": {"epochs": 3, "learning_rate": 1e-3},
+        "training": {"epochs": 10, "learning_rate": 3e-3},
         "lora": {"rank": 8},
     }
 )
 print(f"{result.run_dir}: loss {result.final_loss:.3f}, perplexity {result.perplexity:.2f}")
 
-evaluation = finetune.evaluate(run=result.run_dir)
+evaluation = finetune.evaluate(result.run_dir, generate=2)
 print(f"base loss {evaluation.base.loss:.3f}, tuned loss {evaluation.tuned.loss:.3f}")
 
-answer = finetune.generate(model="demo", adapter=result.adapter, prompt="What can you do for me?", max_tokens=40)
+answer = finetune.generate("Wake me at seven tomorrow.", model="demo", adapter=result.adapter)
 print(answer.text)

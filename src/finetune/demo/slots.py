@@ -37,8 +37,8 @@ def _noun(rng: random.Random, made_up: bool) -> str:
 
 
 def _title(rng: random.Random, made_up: bool) -> str:
-    """Two or three words, such as `amber lantern` or `quiet harbour budget`."""
-    words = [_word("nouns", rng, made_up) for _ in range(rng.choice((1, 1, 1, 2)))]
+    """Two words, such as `amber lantern`; where words may be made up, sometimes three."""
+    words = [_word("nouns", rng, made_up) for _ in range(rng.choice((1, 1, 1, 2)) if made_up else 1)]
     return " ".join([_word("adjectives", rng, made_up), *words])
 
 
