@@ -13,6 +13,7 @@ from finetune.config.schema import RunConfig
 LORA_RATES = (2e-5, 1e-3)
 FULL_RATES = (1e-6, 1e-4)
 SCRATCH_RATES = (1e-4, 1e-2)  # weights that start at random
+SMALL_MODEL = 100_000_000  # parameters; below it, learning rates go ten times higher
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Facts:
     lengths: Sequence[int] = ()  # tokens of each training row
     validation_rows: int | None = None
     total_steps: int | None = None
+    parameters: int | None = None  # of the model
 
     @property
     def rows(self) -> int:
@@ -34,12 +36,14 @@ def advise(
     lengths: Sequence[int] = (),
     validation_rows: int | None = None,
     total_steps: int | None = None,
+    parameters: int | None = None,
 ) -> tuple[str, ...]:
     """Recommendations for a configuration, and for its data where that is measured.
 
-    `lengths` are the tokens of each training row, `total_steps` the optimizer steps of the run.
+    `lengths` are the tokens of each training row, `total_steps` the optimizer steps of the run,
+    `parameters` those of the model.
     """
-    facts = Facts(lengths, validation_rows, total_steps or config.training.max_steps)
+    facts = Facts(lengths, validation_rows, total_steps or config.training.max_steps, parameters)
     found = (rule(config, facts) for rule in RULES)
     return tuple(sentence for sentence in found if sentence)
 
@@ -66,7 +70,7 @@ def _rslora(config: RunConfig, _: Facts) -> str | None:
     )
 
 
-def _learning_rate(config: RunConfig, _: Facts) -> str | None:
+def _learning_rate(config: RunConfig, facts: Facts) -> str | None:
     training = config.training
     if training.optimizer not in ("adamw", "adam"):
         return None
@@ -74,6 +78,8 @@ def _learning_rate(config: RunConfig, _: Facts) -> str | None:
     low, high = LORA_RATES if training.method == "lora" else FULL_RATES
     if config.model.init == "random":
         what, (low, high) = "training from random weights", SCRATCH_RATES
+    elif facts.parameters is not None and facts.parameters < SMALL_MODEL:
+        what, high = f"{what} of a small model", high * 10
     if low <= training.learning_rate <= high:
         return None
     effect = "may diverge or forget" if training.learning_rate > high else "may learn hardly anything"

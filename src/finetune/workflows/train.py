@@ -69,7 +69,7 @@ def train(
     with _open_session(prepared) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))
         with held(paths):
-            return _Run(paths, prepared, session, listeners).go(None, notices=_notices(prepared))
+            return _Run(paths, prepared, session, listeners).go(None, notices=_notices(prepared, session))
 
 
 def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequence[Listener] = ()) -> TrainingResult:
@@ -216,7 +216,7 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _notices(prepared: Preparation) -> list[Notice]:
+def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     """What was inferred, what was left out, and what is unusual."""
     lengths = [len(row) for row in prepared.data.train]
     advice = advise(
@@ -224,6 +224,7 @@ def _notices(prepared: Preparation) -> list[Notice]:
         lengths=lengths,
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
+        parameters=session.parameters.total,
     )
     return [
         *(Notice(level="info", message=message) for message in (*prepared.data.notices, *prepared.plan.notices)),

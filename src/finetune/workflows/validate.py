@@ -85,9 +85,11 @@ def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:
 
 
 def _advice(prepared: Preparation) -> tuple[str, ...]:
+    stored = prepared.config.model.init == "pretrained"
     return advise(
         prepared.config,
         lengths=[len(row) for row in prepared.data.train],
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
+        parameters=describe_model(prepared.source).parameters if stored else None,
     )

@@ -82,3 +82,11 @@ def test_early_stopping_without_a_validation_row_is_named() -> None:
 
     assert any("early_stopping_patience" in sentence for sentence in advise(chosen, validation_rows=0))
     assert advise(chosen, validation_rows=5) == ()
+
+
+def test_a_small_model_may_learn_ten_times_faster() -> None:
+    fast = config("training.learning_rate=0.004")
+
+    assert any("learning_rate" in sentence for sentence in advise(fast))
+    assert not any("learning_rate" in sentence for sentence in advise(fast, parameters=1_200_000))
+    assert any("learning_rate" in sentence for sentence in advise(fast, parameters=1_200_000_000))
