@@ -16,7 +16,7 @@ from finetune.demo.tools import TOOLS
 Row = dict[str, list[dict[str, str]]]
 
 SEED = 20240
-ROWS_PER_TOOL: Mapping[str, int] = MappingProxyType({"train": 130, "validation": 4, "test": 7})
+ROWS_PER_TOOL: Mapping[str, int] = MappingProxyType({"train": 100, "validation": 4, "test": 7})
 DATA = Path(__file__).resolve().parent / "data"
 MODEL = Path(__file__).resolve().parent / "model"
 
