@@ -13,7 +13,7 @@ result = finetune.train(
     {
         "model": {"name": "demo"},
         "data": {"train_file": str(HERE / "sample_dataset.json")},
-        "training": {"epochs": 10, "learning_rate": 3e-3},
+        "training": {"epochs": 20, "learning_rate": 4e-3},
         "lora": {"rank": 8},
     }
 )
@@ -22,5 +22,7 @@ print(f"{result.run_dir}: loss {result.final_loss:.3f}, perplexity {result.perpl
 evaluation = finetune.evaluate(result.run_dir, generate=2)
 print(f"base loss {evaluation.base.loss:.3f}, tuned loss {evaluation.tuned.loss:.3f}")
 
-answer = finetune.generate("Wake me at seven tomorrow.", model="demo", adapter=result.adapter)
+answer = finetune.generate(
+    "Wake me at seven tomorrow.", model="demo", adapter=result.adapter, system="Answer with one tool call as JSON."
+)
 print(answer.text)
