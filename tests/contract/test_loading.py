@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tests.support.batches import batch_of, random_rows
-from tests.support.engines import open_inference, open_training
+from tests.support.engines import BASE, open_inference, open_training
 
 from finetune.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from finetune.core.errors import ConfigError, ModelError, UsageError
@@ -88,7 +88,7 @@ def test_sharded_weights_load_and_merge_file_by_file(engine: Engine, llama: Path
     (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     session = open_training(engine, copy)
     session.save_weights(tmp_path / "adapter")
-    report = engine.merge(copy, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
+    report = engine.merge(copy, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
     assert (report.modules, report.largest_change) == (14, 0.0)
     assert {file.name for file in copy.iterdir()} == {file.name for file in (tmp_path / "merged").iterdir()}
     assert open_inference(engine, tmp_path / "merged").parameters == open_inference(engine, llama).parameters
@@ -110,7 +110,7 @@ def test_an_adapter_of_another_model_is_refused_with_every_mismatch(
     assert "model.layers.7.mlp.up_proj: the model has no linear module of this name" in str(caught.value)
     assert "model.layers.0.self_attn.q_proj: adapter 9 -> 32, model 32 -> 32" in str(caught.value)
     with pytest.raises(ModelError):
-        engine.merge(llama, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
+        engine.merge(llama, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -119,7 +119,7 @@ def test_a_merge_does_not_overwrite(engine: Engine, llama: Path, tmp_path: Path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        engine.merge(llama, adapter=tmp_path / "adapter", destination=tmp_path / "taken")
+        engine.merge(llama, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "taken")
     assert (tmp_path / "taken/file").read_text() == "mine"
 
 

@@ -11,8 +11,8 @@ from tests.support.batches import batch_of, random_rows
 from tests.support.engines import open_inference, open_training
 from tests.support.tiny_models import VOCABULARY
 
+from finetune.adapters.adapter import peft_names
 from finetune.adapters.lora import lora_scale, seeded_init
-from finetune.adapters.store import peft_names
 from finetune.config.schema import LoraConfig, ModelConfig
 from finetune.core.errors import ConfigError, UsageError
 from finetune.core.types import FloatArray
@@ -28,7 +28,7 @@ UP = "model.layers.1.mlp.up_proj"
 @pytest.mark.lora_quick
 def test_adapters_have_pefts_names_and_shapes(engine: Engine, llama: Path) -> None:
     weights = open_training(engine, llama, lora=LoraConfig(rank=4)).weights()
-    a, b = peft_names(UP)
+    a, b, _ = peft_names(UP)
     assert weights[a].shape == (4, 32)
     assert weights[b].shape == (48, 4)
     assert len(weights) == 2 * 7 * 2  # A and B of seven linear modules in two layers; the head is left out
@@ -42,7 +42,7 @@ def test_a_new_adapter_changes_nothing(engine: Engine, llama: Path) -> None:
 
 def test_a_starts_from_the_shared_draw_and_b_from_zero(engine: Engine, llama: Path) -> None:
     weights = open_training(engine, llama, lora=LoraConfig(rank=4)).weights()
-    a, b = peft_names(UP)
+    a, b, _ = peft_names(UP)
     np.testing.assert_array_equal(weights[a], seeded_init(0)(UP, 4, 32))
     assert not weights[b].any()
 
@@ -86,7 +86,7 @@ def test_targets_are_suffixes_or_full_names(
     engine: Engine, llama: Path, targets: tuple[str, ...], expected: set[str]
 ) -> None:
     session = open_training(engine, llama, lora=LoraConfig(rank=4, target_modules=targets))
-    assert set(session.weights()) == {name for module in expected for name in peft_names(module)}
+    assert set(session.weights()) == {name for module in expected for name in peft_names(module)[:2]}
     before = session.loss(BATCH).mean
     session.step([BATCH], learning_rate=1e-2).result()
     assert session.loss(BATCH).mean < before
@@ -161,7 +161,7 @@ def _loss_of_folded(
     """The loss of a base into which NumPy has folded the update: no LoRA code takes part."""
     shutil.copytree(model, folder, dirs_exist_ok=True)
     tensors = load_file(model / "model.safetensors")
-    a, b = (weights[key] for key in peft_names(UP))
+    a, b = (weights[key] for key in peft_names(UP)[:2])
     tensors[f"{UP}.weight"] += lora_scale(lora.effective_alpha, lora.rank, use_rslora=lora.use_rslora) * (b @ a)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return open_inference(engine, folder).loss(BATCH).mean

@@ -198,4 +198,4 @@ def test_a_quantised_base_takes_adapters_and_refuses_full_tuning(engine: Engine,
         open_training(engine, model, method="full")
     session.save_weights(tmp_path / "adapter")
     with pytest.raises(ModelError, match="would erase most of the adapter"):
-        engine.merge(model, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
+        engine.merge(model, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")

@@ -12,7 +12,7 @@ from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.support.batches import batch_of, random_rows
-from tests.support.engines import open_inference, open_training
+from tests.support.engines import BASE, open_inference, open_training
 from tests.support.tiny_models import CONFIGS, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM
 
@@ -68,7 +68,7 @@ def test_adapter_means_the_same_in_peft_and_merged(
     assert np.abs(tuned - base).max() > 0.05
     in_peft = PeftModel.from_pretrained(load(model), tmp_path / "adapter")
     np.testing.assert_allclose(reference(in_peft, BATCH), tuned, atol=TOLERANCE)
-    report = engine.merge(model, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
+    report = engine.merge(model, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
     assert report.modules == len(session.weights()) // 2
     assert report.largest_change > 0
     np.testing.assert_allclose(reference(load(tmp_path / "merged"), BATCH), tuned, atol=TOLERANCE)
@@ -144,7 +144,7 @@ def test_merging_into_bfloat16_rounds_once(engine: Engine, tmp_path: Path) -> No
     session = open_training(engine, path, lora=LoraConfig(rank=4, target_modules=("up_proj",)))
     session.step([BATCH], learning_rate=1e-2).result()
     session.save_weights(tmp_path / "adapter")
-    engine.merge(path, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
+    engine.merge(path, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")
     base, merged = (load_file(folder / "model.safetensors") for folder in (path, tmp_path / "merged"))
     name = "model.layers.0.mlp.up_proj"
     a, b = (torch.tensor(session.weights()[f"base_model.model.{name}.lora_{which}.weight"]) for which in "AB")

@@ -7,7 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tests.support.tiny_tokenizer import tiny_backend
 
-from finetune.adapters.store import Adapter, AdapterConfig, LoraPair, write_adapter
+from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate
+from finetune.adapters.peft import write_adapter
 
 HIDDEN, INNER, LAYERS, HEADS, VOCABULARY, CONTEXT = 32, 48, 2, 2, 261, 256
 CHATML = (
@@ -53,7 +54,7 @@ def write_tiny_adapter(path: Path, *, seed: int = 1, base: str = "", layers: int
     """A LoRA adapter on every linear module, strong enough to change every answer."""
     rng = np.random.default_rng(seed)
     pairs = {
-        f"model.layers.{layer}.{name}": LoraPair(
+        f"model.layers.{layer}.{name}": LoraUpdate(
             rng.normal(0, 0.3, (rank, columns)).astype(np.float32), rng.normal(0, 0.3, (rows, rank)).astype(np.float32)
         )
         for layer in range(layers)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from finetune.adapters.store import Adapter, AdapterConfig, LoraPair, paired
+from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate, joined
 from finetune.adapters.tensors import read_tensors
 from finetune.core.errors import ModelError
 from finetune.core.paths import ADAPTER_CONFIG
@@ -40,22 +40,22 @@ def read_mlx_lm(directory: Path, document: Mapping[str, Any]) -> Adapter:
             problems.append(f"unexpected tensor {name}")
             continue
         found.setdefault(name[: -len(suffix)], {})[_SUFFIXES[suffix]] = np.ascontiguousarray(tensor.T)
-    pairs = paired(found, problems)
+    updates = joined(found, problems)
     if problems:
         raise ModelError("\n  ".join([f"{directory} cannot be used:", *problems]))
-    return Adapter(_config(document, pairs), pairs)
+    return Adapter(_config(document, updates), updates)
 
 
-def _config(document: Mapping[str, Any], pairs: Mapping[str, LoraPair]) -> AdapterConfig:
+def _config(document: Mapping[str, Any], updates: Mapping[str, LoraUpdate]) -> AdapterConfig:
     """The scale is one for all modules, so alpha follows the rank of each of them."""
     scale = float(document["lora_parameters"]["scale"])
-    ranks = {module: int(pair.a.shape[0]) for module, pair in pairs.items()}
+    ranks = {module: int(pair.a.shape[0]) for module, pair in updates.items()}
     rank = int(document["lora_parameters"].get("rank") or next(iter(ranks.values())))
     others = {module: value for module, value in ranks.items() if value != rank}
     return AdapterConfig(
         rank=rank,
         alpha=scale * rank,
-        target_modules=tuple(pairs),
+        target_modules=tuple(updates),
         base_model=str(document.get("model") or ""),
         dropout=float(document["lora_parameters"].get("dropout") or 0.0),
         rank_pattern=others,
@@ -70,7 +70,7 @@ def write_mlx_lm(directory: Path, adapter: Adapter, *, layers: int) -> None:
     """
     settings = {
         (int(pair.a.shape[0]), adapter.config.scale(module, int(pair.a.shape[0])))
-        for module, pair in adapter.pairs.items()
+        for module, pair in adapter.updates.items()
     }
     if len(settings) != 1:
         raise ModelError(
@@ -80,7 +80,7 @@ def write_mlx_lm(directory: Path, adapter: Adapter, *, layers: int) -> None:
     rank, scale = settings.pop()
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for module, pair in adapter.pairs.items():
+    for module, pair in adapter.updates.items():
         tensors[f"{module}.lora_a"] = np.ascontiguousarray(pair.a.T)
         tensors[f"{module}.lora_b"] = np.ascontiguousarray(pair.b.T)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "mlx"})
@@ -92,7 +92,7 @@ def write_mlx_lm(directory: Path, adapter: Adapter, *, layers: int) -> None:
             "rank": rank,
             "scale": scale,
             "dropout": adapter.config.dropout,
-            "keys": sorted({_within_layer(module) for module in adapter.pairs}),
+            "keys": sorted({_within_layer(module) for module in adapter.updates}),
         },
     }
     text = json.dumps(document, indent=2, sort_keys=True)

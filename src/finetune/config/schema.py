@@ -23,9 +23,13 @@ class ModelConfig(Section):
 
     name: str = Field(description="A local directory, the name of a cached model, or `demo`")
     backend: Literal["auto", "mlx", "pytorch"] = Field("auto", description="The engine")
+    device: Literal["auto", "cpu", "cuda", "metal"] = Field(
+        "auto", description="Where the engine computes; auto: the fastest that this machine has"
+    )
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="Quantise the frozen base (QLoRA)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights and products; auto: float32 on a CPU, else the type of the files"
+        "auto",
+        description="Type of weights and products; auto: the files' where the device is fast in it, else float32",
     )
     init: Literal["pretrained", "random"] = Field(
         "pretrained", description="`random` draws new weights from the seed: pre-training from config.json alone"
@@ -55,12 +59,17 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """The optimisation. Rows per step = batch_size x gradient_accumulation_steps."""
 
-    method: Literal["lora", "full"] = Field("lora", description="Tune adapters, or every weight")
+    method: Literal["lora", "dora", "full"] = Field(
+        "lora", description="Tune adapters, adapters with magnitudes (Liu et al. 2024), or every weight"
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="Peak learning rate")
     batch_size: Positive = Field(4, description="Rows in memory at once, at most")
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches of `batch_size` rows a step")
     max_batch_tokens: Positive | None = Field(
         None, description="Most tokens of a micro-batch, padding included; default: no limit beyond batch_size"
+    )
+    packing: bool | None = Field(
+        None, description="Lay rows end to end instead of padding them; default: what suits the engine"
     )
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the data; default 3 where max_steps is not set either"

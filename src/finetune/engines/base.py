@@ -15,6 +15,7 @@ from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import (
     Batch,
+    Dtype,
     FloatArray,
     GenerationRequest,
     LossSum,
@@ -30,9 +31,11 @@ class Feature(StrEnum):
     """Something an engine may be able to do."""
 
     LORA = "lora"
+    DORA = "dora"
     FULL = "full"
     QUANTIZATION = "quantization"
     GRADIENT_CHECKPOINTING = "gradient_checkpointing"
+    PACKING = "packing"
 
 
 class PendingStep(Protocol):
@@ -149,9 +152,18 @@ class Engine(Protocol):
 
     name: str
     features: frozenset[Feature]
+    packs_rows: bool  # whether rows lie end to end where `training.packing` does not say
 
     def info(self) -> EngineInfo:
         """Version and device; imports the engine's library."""
+        ...
+
+    def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
+        """Why `model.device` or `model.dtype` cannot be had on this machine, one sentence each, before any loading."""
+        ...
+
+    def matmul_rate(self, dtype: Dtype) -> float:
+        """FLOP/s of a matrix product of the size that training meets, measured now, in well under a second."""
         ...
 
     def open_training(
@@ -180,6 +192,13 @@ class Engine(Protocol):
         """PEFT's name of each linear module of `model` -> its path in the engine's own library, for exports."""
         ...
 
-    def merge(self, model: Path, *, adapter: Path, destination: Path) -> MergeReport:
-        """Write base + adapter as one model directory, added in float32 and rounded once to the base's type."""
+    def merge(
+        self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
+    ) -> MergeReport:
+        """Write base + adapter as one model directory, added in float32 and rounded once to the base's type.
+
+        A base that `model_config` quantises on loading takes part as the quantised values that the adapter was
+        trained on, and is written in the type of its files. A base whose files are quantised is quantised again
+        like them, or with `dequantize` written in a floating point type.
+        """
         ...

@@ -29,7 +29,9 @@ def choose_engine(model: ModelConfig) -> Engine:
 
 def needed_features(config: RunConfig) -> frozenset[Feature]:
     """What an engine must be able to do to run this configuration."""
-    needed = {Feature.FULL if config.training.method == "full" else Feature.LORA}
+    needed = {Feature(config.training.method)}
+    if config.training.packing:
+        needed.add(Feature.PACKING)
     if config.model.quantization is not None:
         needed.add(Feature.QUANTIZATION)
     if config.training.gradient_checkpointing:
@@ -39,9 +41,11 @@ def needed_features(config: RunConfig) -> frozenset[Feature]:
 
 _OPTIONS = {
     Feature.LORA: "training.method=lora",
+    Feature.DORA: "training.method=dora",
     Feature.FULL: "training.method=full",
     Feature.QUANTIZATION: "model.quantization",
     Feature.GRADIENT_CHECKPOINTING: "training.gradient_checkpointing",
+    Feature.PACKING: "training.packing",
 }
 
 

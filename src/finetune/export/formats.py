@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from finetune.adapters.adapter import Adapter
 from finetune.adapters.mlx_lm import write_mlx_lm
-from finetune.adapters.store import Adapter, read_adapter, read_document, write_adapter
+from finetune.adapters.peft import write_adapter
+from finetune.adapters.store import read_adapter, read_document
 from finetune.core.errors import ModelError
 from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -39,7 +41,7 @@ def write_mlx(
     if not isinstance(layers, int):
         raise ModelError("The base's config.json names no number of layers (num_hidden_layers), which mlx-lm needs.")
     read = read_adapter(adapter)
-    pairs = {paths.get(module, module): pair for module, pair in read.pairs.items()}
+    pairs = {paths.get(module, module): pair for module, pair in read.updates.items()}
     alphas = {paths.get(module, module): alpha for module, alpha in read.config.alpha_pattern.items()}
     write_mlx_lm(destination, Adapter(replace(read.config, alpha_pattern=alphas), pairs), layers=layers)
     _write_json(destination / ADAPTER_CONFIG, {**read_document(destination), "model": base})

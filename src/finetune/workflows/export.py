@@ -134,7 +134,8 @@ def _write(job: _Job, destination: Path) -> None:
         paths = choose_engine(job.subject.model).module_paths(job.base.path)
         write_mlx(job.original, destination, base=base, model_config=job.base.config, paths=paths)
     else:
-        choose_engine(job.subject.model).merge(job.base.path, adapter=job.original, destination=destination)
+        engine = choose_engine(job.subject.model)
+        engine.merge(job.base.path, model_config=job.subject.model, adapter=job.original, destination=destination)
     if job.template is not None and job.template.source != job.tokenizer.chat_template:
         (destination / CHAT_TEMPLATE).write_text(job.template.source, encoding="utf-8")
 

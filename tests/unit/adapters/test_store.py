@@ -8,27 +8,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate, compact_targets
 from finetune.adapters.lora import lora_scale, seeded_init
 from finetune.adapters.mlx_lm import write_mlx_lm
-from finetune.adapters.store import (
-    Adapter,
-    AdapterConfig,
-    LoraPair,
-    compact_targets,
-    is_adapter,
-    read_adapter,
-    read_adapter_config,
-    write_adapter,
-)
+from finetune.adapters.peft import write_adapter
+from finetune.adapters.store import is_adapter, read_adapter, read_adapter_config
 from finetune.adapters.tensors import read_tensors
 from finetune.core.errors import ModelError
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
 
 
-def pair(rank: int, seed: int = 0) -> LoraPair:
+def pair(rank: int, seed: int = 0) -> LoraUpdate:
     rng = np.random.default_rng(seed)
-    return LoraPair(rng.normal(size=(rank, 6)).astype(np.float32), rng.normal(size=(8, rank)).astype(np.float32))
+    return LoraUpdate(rng.normal(size=(rank, 6)).astype(np.float32), rng.normal(size=(8, rank)).astype(np.float32))
 
 
 def adapter(**config: object) -> Adapter:
@@ -37,10 +30,10 @@ def adapter(**config: object) -> Adapter:
 
 
 def assert_same_pairs(left: Adapter, right: Adapter) -> None:
-    assert left.pairs.keys() == right.pairs.keys()
-    for module in left.pairs:
-        np.testing.assert_array_equal(left.pairs[module].a, right.pairs[module].a)
-        np.testing.assert_array_equal(left.pairs[module].b, right.pairs[module].b)
+    assert left.updates.keys() == right.updates.keys()
+    for module in left.updates:
+        np.testing.assert_array_equal(left.updates[module].a, right.updates[module].a)
+        np.testing.assert_array_equal(left.updates[module].b, right.updates[module].b)
 
 
 def rewrite(directory: Path, **values: object) -> None:
@@ -92,7 +85,7 @@ def test_scale_follows_pattern_and_rslora() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "use_dora is True, and the magnitude is missing"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias"),
@@ -184,7 +177,7 @@ def test_mlx_lm_files_are_transposed_and_carry_the_scale(tmp_path: Path) -> None
     ours = adapter()
     write_mlx_lm(tmp_path, ours, layers=2)
     tensors = load_file(tmp_path / "adapters.safetensors")
-    np.testing.assert_array_equal(tensors[f"{MODULES[0]}.lora_a"], ours.pairs[MODULES[0]].a.T)
+    np.testing.assert_array_equal(tensors[f"{MODULES[0]}.lora_a"], ours.updates[MODULES[0]].a.T)
     document = json.loads((tmp_path / "adapter_config.json").read_text())
     assert document["lora_parameters"] == {
         "rank": 4,
@@ -217,12 +210,12 @@ def test_mlx_lm_problems_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_real_mlx_lm_adapter_is_read(shared: Path) -> None:
     found = read_adapter(shared / "adapters/mlx_qwen2.5-0.5b")
     document = json.loads((shared / "adapters/mlx_qwen2.5-0.5b/adapter_config.json").read_text())
-    for module, matrices in found.pairs.items():
+    for module, matrices in found.updates.items():
         assert module.startswith("model.layers.")
         rank = matrices.a.shape[0]
         assert rank == document["lora_parameters"]["rank"] == matrices.b.shape[1]
         assert found.config.scale(module, rank) == pytest.approx(document["lora_parameters"]["scale"])
-    assert len(found.pairs) > 4
+    assert len(found.updates) > 4
 
 
 def test_the_draw_of_a_follows_seed_and_name_alone() -> None:

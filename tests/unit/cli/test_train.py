@@ -171,7 +171,7 @@ def test_wrong_values_name_the_flag(workflow: Workflow, capsys: pytest.CaptureFi
     assert main.run(["train", "start", "m", "d.jsonl", "--learning-rate", "-1", "--method", "lroa"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "The configuration has 2 problems:",
-        "  training.method = lroa (--method): must be one of lora, full. Did you mean lora?",
+        "  training.method = lroa (--method): must be one of lora, dora, full. Did you mean lora?",
         "  training.learning_rate = -1.0 (--learning-rate): must be greater than 0.",
     ]
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.adapters.store import Adapter, AdapterConfig, LoraPair, read_adapter, write_adapter
+from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate
+from finetune.adapters.peft import write_adapter
+from finetune.adapters.store import read_adapter
 from finetune.core.errors import ModelError
 from finetune.export.card import CardFacts, model_card
 from finetune.export.formats import copy_model, stored_type, write_mlx, write_peft
@@ -18,7 +20,7 @@ from finetune.export.verify import Comparison
 def adapter(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     pairs = {
-        f"model.layers.{layer}.mlp.up_proj": LoraPair(
+        f"model.layers.{layer}.mlp.up_proj": LoraUpdate(
             rng.normal(size=(2, 8)).astype(np.float32), rng.normal(size=(12, 2)).astype(np.float32)
         )
         for layer in range(2)
@@ -29,7 +31,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def same_weights(left: Path, right: Path) -> bool:
-    a, b = read_adapter(left).pairs, read_adapter(right).pairs
+    a, b = read_adapter(left).updates, read_adapter(right).updates
     return a.keys() == b.keys() and all(np.array_equal(x, y) for key in a for x, y in zip(a[key], b[key], strict=True))
 
 
@@ -60,7 +62,7 @@ def test_an_mlx_adapter_becomes_a_peft_adapter(adapter: Path, tmp_path: Path) ->
 def test_modules_get_the_names_of_mlx_lm_where_they_differ(adapter: Path, tmp_path: Path) -> None:
     paths = {f"model.layers.{layer}.mlp.up_proj": f"model.h.{layer}.ff.up" for layer in range(2)}
     write_mlx(adapter, tmp_path / "out", base="org/base", model_config={"n_layer": 2}, paths=paths)
-    assert read_adapter(tmp_path / "out").pairs.keys() == set(paths.values())
+    assert read_adapter(tmp_path / "out").updates.keys() == set(paths.values())
     keys = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_parameters"]["keys"]
     assert keys == ["ff.up"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from finetune.adapters.store import Adapter, read_adapter
+from finetune.adapters.adapter import Adapter
+from finetune.adapters.fitting import read_fitting
 from finetune.adapters.targets import LinearShape
-from finetune.core.errors import ModelError
 from finetune.engines.mlx.head import unsplit
 from finetune.engines.mlx.layout import Layout
 from finetune.engines.mlx.loading import BaseModel
@@ -40,32 +40,14 @@ def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
 
 
 def read_for(model: Any, layout: Layout, directory: Path) -> Adapter:
-    """Read an adapter and give its modules PEFT's names.
-
-    Raises ModelError with every module that the model lacks and every shape that does not fit it.
-    """
-    adapter = read_adapter(directory)
-    shapes = adapter_shapes(model, layout)
+    """Read an adapter for this model, or raise ModelError with everything that does not fit."""
     names = {path: layout.adapter_name(path) for path in linear_paths(model)}
-    pairs = {names.get(module, module): pair for module, pair in adapter.pairs.items()}
-    problems = []
-    for module, pair in pairs.items():
-        shape = shapes.get(module)
-        if shape is None:
-            problems.append(f"{module}: the model has no linear module of this name")
-        elif (pair.a.shape[1], pair.b.shape[0]) != (shape.in_features, shape.out_features):
-            problems.append(
-                f"{module}: adapter {pair.a.shape[1]} -> {pair.b.shape[0]}, "
-                f"model {shape.in_features} -> {shape.out_features}"
-            )
-    if problems:
-        raise ModelError("\n  ".join([f"The adapter {directory} does not fit the model:", *problems]))
-    return Adapter(adapter.config, pairs)
+    return read_fitting(directory, adapter_shapes(model, layout), names)
 
 
 def on_device(adapter: Adapter) -> dict[str, LoraWeights]:
     """An adapter as the slot takes it."""
     return {
-        module: LoraWeights(mx.array(pair.a), mx.array(pair.b), adapter.config.scale(module, int(pair.a.shape[0])))
-        for module, pair in adapter.pairs.items()
+        module: LoraWeights(mx.array(update.a), mx.array(update.b), adapter.config.scale(module, update.rank))
+        for module, update in adapter.updates.items()
     }

@@ -1,11 +1,11 @@
 """The MLX engine: Metal on Apple silicon, CPU (or CUDA) on Linux."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
-from finetune.core.types import MergeReport
+from finetune.core.types import Dtype, MergeReport
 from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSession
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.blas import load_openblas
@@ -23,6 +23,8 @@ class MLXEngine:
     name = "mlx"
     features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING})
 
+    packs_rows = False  # rows of like length side by side
+
     def info(self) -> EngineInfo:
         versions = compat.versions()
         blas = load_openblas()
@@ -31,6 +33,12 @@ class MLXEngine:
             device = f"cpu ({blas.name})"
         advice = blas.advice if compat.on_cpu() else ()
         return EngineInfo(self.name, versions["mlx"], device, {"mlx-lm": versions["mlx-lm"], "blas": blas.name}, advice)
+
+    def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
+        return ()
+
+    def matmul_rate(self, dtype: Dtype) -> float:
+        raise NotImplementedError
 
     def open_training(
         self,
@@ -57,5 +65,7 @@ class MLXEngine:
         opened, layout = open_unread(model)
         return {layout.adapter_name(path): path for path in linear_paths(opened)}
 
-    def merge(self, model: Path, *, adapter: Path, destination: Path) -> MergeReport:
+    def merge(
+        self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
+    ) -> MergeReport:
         return merge_adapter(model, adapter=adapter, destination=destination)

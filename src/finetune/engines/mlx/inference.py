@@ -21,7 +21,7 @@ class MLXInferenceSession:
     def __init__(self, base: BaseModel, adapters: Mapping[str, Path]) -> None:
         read = {name: read_for(base.model, base.layout, directory) for name, directory in adapters.items()}
         total = count_parameters(base.model)
-        adaptable = make_adaptable(base, {module for adapter in read.values() for module in adapter.pairs})
+        adaptable = make_adaptable(base, {module for adapter in read.values() for module in adapter.updates})
         self._base, self._slot = adaptable.base, adaptable.slot
         self._adapters = {name: on_device(adapter) for name, adapter in read.items()}
         trainable = sum(adapter.parameters for adapter in read.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from finetune.adapters.store import Adapter
+from finetune.adapters.adapter import Adapter
 from finetune.core.errors import ModelError, UsageError
 from finetune.core.types import MergeReport
 from finetune.engines.mlx.adapters import read_for
@@ -59,9 +59,9 @@ def _merge_files(base: Path, adapter: Adapter, layout: Layout, directory: Path) 
             tensors[names], change = _merged(tensors[names], adapter, module, layout)
             merged, largest = merged + 1, max(largest, change)
         save_shard(directory / file.name, tensors)
-    if merged != len(adapter.pairs):
+    if merged != len(adapter.updates):
         raise ModelError(
-            f"Only {merged} of {len(adapter.pairs)} adapted modules have a tensor of their own in {base}: "
+            f"Only {merged} of {len(adapter.updates)} adapted modules have a tensor of their own in {base}: "
             "this architecture cannot be merged. Keep base and adapter apart."
         )
     return MergeReport(merged, largest)
@@ -70,7 +70,7 @@ def _merge_files(base: Path, adapter: Adapter, layout: Layout, directory: Path) 
 def _modules_of(adapter: Adapter, layout: Layout, tensors: Mapping[str, Any]) -> dict[str, str]:
     """Adapted module -> its tensor in this file."""
     found = {}
-    for module in adapter.pairs:
+    for module in adapter.updates:
         for name in (f"{module}.weight", layout.short_name(f"{module}.weight")):
             if name in tensors:
                 found[module] = name
@@ -78,7 +78,7 @@ def _modules_of(adapter: Adapter, layout: Layout, tensors: Mapping[str, Any]) ->
 
 
 def _merged(weight: Any, adapter: Adapter, module: str, layout: Layout) -> tuple[Any, float]:
-    pair = adapter.pairs[module]
+    pair = adapter.updates[module]
     scale = adapter.config.scale(module, int(pair.a.shape[0]))
     delta = (mx.array(pair.b) @ mx.array(pair.a)) * scale
     before = weight.astype(mx.float32)

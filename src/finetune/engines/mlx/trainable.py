@@ -12,9 +12,10 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from finetune.adapters.adapter import Adapter, LoraUpdate, peft_names
 from finetune.adapters.lora import AdapterInit
-from finetune.adapters.store import Adapter, AdapterConfig, LoraPair, compact_targets, peft_names, write_adapter
-from finetune.adapters.targets import choose_ranks
+from finetune.adapters.peft import write_adapter
+from finetune.adapters.plan import plan_adapters
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import ModelError
 from finetune.engines.mlx.adapters import AdaptableModel, adapter_shapes, make_adaptable, read_for
@@ -66,29 +67,21 @@ class LoraTrainable:
     """Adapters in float32, in PEFT's names and shapes."""
 
     def __init__(self, base: BaseModel, lora: LoraConfig, init: AdapterInit) -> None:
-        shapes = adapter_shapes(base.model, base.layout, base.split.head.path)
-        ranks = choose_ranks(lora, shapes)
-        adaptable: AdaptableModel = make_adaptable(base, set(ranks))
+        self._plan = plan_adapters(
+            lora,
+            use_dora=False,
+            available=adapter_shapes(base.model, base.layout, base.split.head.path),
+            base_model=base.name,
+            fan_in_fan_out=base.layout.transposes,
+        )
+        adaptable: AdaptableModel = make_adaptable(base, set(self._plan.ranks))
         self.base, self._slot = adaptable.base, adaptable.slot
         self.exact = True
         self._slot.dropout = lora.dropout
-        others = {module: rank for module, rank in ranks.items() if rank != lora.rank}
-        self._config = AdapterConfig(
-            rank=lora.rank,
-            alpha=lora.effective_alpha,
-            target_modules=compact_targets(ranks, shapes),
-            base_model=base.name,
-            dropout=lora.dropout,
-            use_rslora=lora.use_rslora,
-            rank_pattern=others,
-            fan_in_fan_out=base.layout.transposes,
-        )
-        self._scales = {module: self._config.scale(module, rank) for module, rank in ranks.items()}
         self._initial: Weights = {}
-        for module, rank in ranks.items():
-            a, b = peft_names(module)
-            self._initial[a] = mx.array(init(module, rank, shapes[module].in_features))
-            self._initial[b] = mx.zeros((shapes[module].out_features, rank))
+        for module, update in self._plan.initial(init).items():
+            names = peft_names(module)
+            self._initial[names.a], self._initial[names.b] = mx.array(update.a), mx.array(update.b)
         self.total = count_parameters(base.model) + sum(array.size for array in self._initial.values())
 
     def initial(self) -> Weights:
@@ -96,12 +89,12 @@ class LoraTrainable:
 
     def bind(self, weights: Weights, dropout_key: Any | None = None) -> None:
         active = {}
-        for module, scale in self._scales.items():
-            a, b = peft_names(module)
-            active[module] = LoraWeights(weights[a], weights[b], scale)
+        for module in self._plan.ranks:
+            names = peft_names(module)
+            active[module] = LoraWeights(weights[names.a], weights[names.b], self._plan.scale(module))
         self._slot.active, self._slot.keys = active, {}
         if dropout_key is not None and self._slot.dropout:
-            self._slot.draw_dropout(dropout_key, self._scales)
+            self._slot.draw_dropout(dropout_key, self._plan.ranks)
 
     def head_parameters(self, weights: Weights) -> tuple[Any, ...]:
         return ()
@@ -109,24 +102,25 @@ class LoraTrainable:
     def checkpoint_layers(self) -> None:
         for path, layer in layers_of(self.base.model):
             prefix = f"{self.base.layout.adapter_name(path)}."
-            modules = [module for module in self._scales if module.startswith(prefix)]
+            modules = [module for module in self._plan.ranks if module.startswith(prefix)]
             checkpoint_layer(layer, SlotWeights(self._slot, modules))
 
     def decays(self, name: str, weight: Any) -> bool:
         return True
 
     def save(self, weights: Weights, directory: Path) -> None:
-        pairs = {}
-        for module in self._scales:
-            a, b = peft_names(module)
-            pairs[module] = LoraPair(np.array(weights[a]), np.array(weights[b]))
-        write_adapter(directory, Adapter(self._config, pairs))
+        updates = {}
+        for module in self._plan.ranks:
+            names = peft_names(module)
+            updates[module] = LoraUpdate(np.array(weights[names.a]), np.array(weights[names.b]))
+        write_adapter(directory, Adapter(self._plan.config, updates))
 
     def load(self, directory: Path) -> Weights:
         adapter = read_for(self.base.model, self.base.layout, directory)
         weights: Weights = {}
-        for module, pair in adapter.pairs.items():
-            weights.update(zip(peft_names(module), (mx.array(pair.a), mx.array(pair.b)), strict=True))
+        for module, update in adapter.updates.items():
+            names = peft_names(module)
+            weights[names.a], weights[names.b] = mx.array(update.a), mx.array(update.b)
         expected = {name: array.shape for name, array in self._initial.items()}
         if {name: array.shape for name, array in weights.items()} != expected:
             raise ModelError(f"{directory} holds adapters of other modules or ranks than this configuration trains.")

@@ -1,0 +1,117 @@
+"""An adapter in memory: its configuration, and for each module the matrices of its update, in PEFT's shapes.
+
+A is (rank, in), B is (out, rank), a DoRA magnitude is (out,). Nothing here knows an engine or a file.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from finetune.adapters.lora import lora_scale
+from finetune.core.types import FloatArray
+
+PREFIX = "base_model.model."
+
+
+class LoraUpdate(NamedTuple):
+    """One module's update: B A, and for DoRA the magnitude of each row of the weight (Liu et al. 2024)."""
+
+    a: FloatArray  # [rank, in]
+    b: FloatArray  # [out, rank]
+    magnitude: FloatArray | None = None  # [out]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return int(self.a.shape[0])
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return sum(array.size for array in self if array is not None)
+
+
+class UpdateNames(NamedTuple):
+    """The keys of one module's update in `adapter_model.safetensors`."""
+
+    a: str
+    b: str
+    magnitude: str
+
+
+def peft_names(module: str) -> UpdateNames:
+    """PEFT's keys for `module`; plain LoRA has no magnitude."""
+    start = f"{PREFIX}{module}."
+    return UpdateNames(f"{start}lora_A.weight", f"{start}lora_B.weight", f"{start}lora_magnitude_vector")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What `adapter_config.json` says. The patterns map a module's name, or its end, to its own value."""
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...] | str
+    base_model: str = ""
+    dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    fan_in_fan_out: bool = False  # the base stores these weights as (in, out), as GPT-2's Conv1D does
+
+    def scale(self, module: str, rank: int) -> float:
+        """What B A is multiplied by in `module`, whose matrices have this rank."""
+        alpha = next((value for key, value in self.alpha_pattern.items() if _matches(key, module)), self.alpha)
+        return lora_scale(alpha, rank, use_rslora=self.use_rslora)
+
+    def rank_of(self, module: str) -> int:
+        """The rank that the configuration gives to `module`."""
+        return next((value for key, value in self.rank_pattern.items() if _matches(key, module)), self.rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter in memory: its configuration and its matrices by module path."""
+
+    config: AdapterConfig
+    updates: Mapping[str, LoraUpdate]
+
+    @property
+    def parameters(self) -> int:
+        """Number of scalars."""
+        return sum(update.size for update in self.updates.values())
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """PEFT's rule: the pattern, a regular expression, matches the end of the module's path."""
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def compact_targets(adapted: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """`target_modules` for PEFT: last components where those name exactly the adapted modules, else full paths."""
+    chosen = list(adapted)
+    last = {module.rsplit(".", 1)[-1] for module in chosen}
+    meant = {module for module in available if module.rsplit(".", 1)[-1] in last}
+    return tuple(sorted(last)) if meant == set(chosen) else tuple(chosen)
+
+
+def joined(found: Mapping[str, Mapping[str, FloatArray]], problems: list[str]) -> dict[str, LoraUpdate]:
+    """Make an update of each module's arrays (`a`, `b`, `magnitude`); what does not fit is added to `problems`."""
+    updates = {}
+    for module, arrays in found.items():
+        missing = {"a", "b"} - arrays.keys()
+        if missing:
+            problems.append(f"{module}: {' and '.join(f'lora_{name.upper()}' for name in sorted(missing))} is missing")
+            continue
+        update = LoraUpdate(**arrays)
+        if update.a.ndim != 2 or update.b.ndim != 2 or update.rank != update.b.shape[1]:
+            problems.append(f"{module}: A {update.a.shape} and B {update.b.shape} do not form an update")
+        elif update.magnitude is not None and update.magnitude.shape != update.b.shape[:1]:
+            problems.append(f"{module}: magnitude {update.magnitude.shape} does not fit B {update.b.shape}")
+        else:
+            updates[module] = update
+    if not found:
+        problems.append("it holds no LoRA tensor")
+    return updates

@@ -1,0 +1,32 @@
+"""Does an adapter belong to a model? Every mismatch of names and shapes at once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.adapters.adapter import Adapter
+from finetune.adapters.store import read_adapter
+from finetune.adapters.targets import LinearShape
+from finetune.core.errors import ModelError
+
+
+def read_fitting(directory: Path, shapes: Mapping[str, LinearShape], names: Mapping[str, str]) -> Adapter:
+    """Read an adapter of any layout and give its modules PEFT's names.
+
+    `shapes` are the model's linear modules by PEFT's names; `names` maps those of the engine's library to PEFT's.
+    Raises ModelError with every module that the model lacks and every shape that does not fit it.
+    """
+    adapter = read_adapter(directory)
+    updates = {names.get(module, module): update for module, update in adapter.updates.items()}
+    problems = []
+    for module, update in updates.items():
+        shape = shapes.get(module)
+        found = (update.a.shape[1], update.b.shape[0])
+        if shape is None:
+            problems.append(f"{module}: the model has no linear module of this name")
+        elif found != (shape.in_features, shape.out_features):
+            problems.append(
+                f"{module}: adapter {found[0]} -> {found[1]}, model {shape.in_features} -> {shape.out_features}"
+            )
+    if problems:
+        raise ModelError("\n  ".join([f"The adapter {directory} does not fit the model:", *problems]))
+    return Adapter(adapter.config, updates)
