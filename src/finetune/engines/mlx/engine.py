@@ -21,7 +21,7 @@ class MLXEngine:
     """Implements `Engine` with mlx-lm's model definitions."""
 
     name = "mlx"
-    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING})
+    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING, Feature.PACKING})
 
     packs_rows = False  # rows of like length side by side
 
