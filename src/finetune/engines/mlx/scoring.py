@@ -35,6 +35,18 @@ def batch_logprobs(base: BaseModel, batch: Batch) -> FloatArray:
     return result
 
 
+def batch_distributions(base: BaseModel, batch: Batch) -> FloatArray:
+    """log p of the whole vocabulary at each trained position, [N, V]."""
+    result = np.zeros((batch.trained_tokens, base.vocabulary), np.float32)
+    places = np.flatnonzero(batch.loss_mask)
+    with explained_memory():
+        for part in calls_of(base, batch):
+            hidden = gather(base.split.body(part.inputs, cache=part.cache), part.positions)
+            logits = base.split.logits(hidden).astype(mx.float32)
+            result[np.searchsorted(places, part.places)] = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return result
+
+
 def calls_of(base: BaseModel, batch: Batch) -> list[Arranged]:
     """The calls of the model that compute a batch."""
     return arrange(batch, layers=base.split.layers, takes_documents=base.split.takes_documents)
