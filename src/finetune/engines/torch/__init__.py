@@ -1,0 +1,1 @@
+"""The PyTorch engine: transformers' models on CPU, CUDA or MPS."""

@@ -1,0 +1,138 @@
+"""LoRA around the linear modules of a model (Hu et al. 2021): y = W x + scale B A dropout(x).
+
+The layers hold no adapter of their own. They ask a `LoraSlot` what to add, and the slot is filled for each call:
+with the weights being trained, with one of several named adapters, or with nothing, which is the base. Adapters are
+float32, products are in the type of the activations.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from finetune.adapters.targets import LinearShape
+from finetune.engines.torch.frozen import FrozenWeight, frozen_weight, linear_widths
+
+
+class LoraWeights(NamedTuple):
+    """One module's update as the device holds it."""
+
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank]
+    scale: float
+    magnitude: Tensor | None = None  # [out], of DoRA
+
+
+@dataclass(slots=True)
+class LoraSlot:
+    """What the LoRA layers of one model add in the call under way."""
+
+    active: Mapping[str, LoraWeights] = field(default_factory=dict)  # by module name
+    dropout: float = 0.0
+    seeds: Mapping[str, int] = field(default_factory=dict)  # of dropout, by module name; none: no dropout
+
+    def draw_dropout(self, entropy: Iterable[int], modules: Iterable[str]) -> None:
+        """Give each module its own seed, derived from one source."""
+        names = list(modules)
+        seeds = np.random.SeedSequence(list(entropy)).generate_state(len(names), np.uint64)
+        self.seeds = {name: int(seed) for name, seed in zip(names, seeds, strict=True)}
+
+
+class LoRALinear(nn.Module):
+    """A linear module with whatever the slot holds for its name."""
+
+    def __init__(self, base: nn.Module, path: str, slot: LoraSlot) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.slot = slot
+        self.weight = frozen_weight(base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]."""
+        update = self.slot.active.get(self.path)
+        if update is None:
+            plain: Tensor = self.base(x)
+            return plain
+        mask = self._dropout_mask
+        flat = x.reshape(-1, x.shape[-1])
+        bias: Any = self.base.bias
+        fixed = Fixed(self.weight, bias, update.scale, mask)
+        y: Tensor = _LoraProduct.apply(flat, update.a, update.b, fixed)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @property
+    def _dropout_mask(self) -> "DropoutMask | None":
+        seed = self.slot.seeds.get(self.path)
+        return None if seed is None or not self.slot.dropout else DropoutMask(self.slot.dropout, seed)
+
+
+class DropoutMask(NamedTuple):
+    """Zeroes a share of the elements and enlarges the rest: a function of the seed, so that it can be drawn again."""
+
+    probability: float
+    seed: int
+
+    def applied(self, x: Tensor) -> Tensor:
+        """x with the same elements zero on each call."""
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        keep = 1.0 - self.probability
+        kept = torch.empty_like(x).bernoulli_(keep, generator=generator)
+        return kept.mul_(x).div_(keep)
+
+
+class Fixed(NamedTuple):
+    """What a product with an adapter takes besides the tensors that get a gradient."""
+
+    weight: FrozenWeight
+    bias: Tensor | None
+    scale: float
+    mask: DropoutMask | None
+
+
+class _LoraProduct(torch.autograd.Function):
+    """W x + scale B A x' + bias; keeps x and A x', reads the frozen W again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, fixed: Fixed) -> Tensor:
+        """x [N, in] -> [N, out]."""
+        y = linear(x, fixed.weight.dense(x.dtype), fixed.bias)
+        low = linear(x if fixed.mask is None else fixed.mask.applied(x), a.to(x.dtype))
+        ctx.save_for_backward(x, low, a, b)
+        ctx.fixed = fixed
+        return y.addmm_(low, b.to(x.dtype).T, alpha=fixed.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, a, b = ctx.saved_tensors
+        fixed: Fixed = ctx.fixed
+        into_low = gradient @ b.to(gradient.dtype) * fixed.scale
+        dropped = x if fixed.mask is None else fixed.mask.applied(x)
+        into_a = (into_low.T @ dropped).to(a.dtype)
+        into_b = (gradient.T @ low).to(b.dtype).mul_(fixed.scale)
+        into_x = None
+        if ctx.needs_input_grad[0]:
+            into_x = gradient @ fixed.weight.dense(gradient.dtype)
+            through = into_low @ a.to(gradient.dtype)
+            into_x += through if fixed.mask is None else fixed.mask.applied(through)
+        return into_x, into_a, into_b, None
+
+
+def linear_paths(model: nn.Module, head_path: str = "") -> dict[str, LinearShape]:
+    """Every linear module by its path, adapted or not, in the order of the layers."""
+    shapes = {}
+    for path, module in model.named_modules():
+        if widths := linear_widths(module):
+            name = path.removesuffix(".base")  # inside a LoRALinear
+            shapes[name] = LinearShape(*widths, name == head_path)
+    return shapes
+
+
+def insert_lora(model: nn.Module, paths: Mapping[str, str], slot: LoraSlot) -> None:
+    """Wrap the modules at `paths` (module path in the model -> adapter's name for it)."""
+    for path, name in paths.items():
+        model.set_submodule(path, LoRALinear(model.get_submodule(path), name, slot))
