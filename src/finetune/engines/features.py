@@ -9,6 +9,6 @@ from collections.abc import Mapping
 from finetune.engines.base import Feature
 
 FEATURES: Mapping[str, frozenset[Feature]] = {
-    "mlx": frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING}),
+    "mlx": frozenset(set(Feature) - {Feature.PACKING}),
     "pytorch": frozenset(Feature),
 }

@@ -56,7 +56,10 @@ class MLXEngine:
     ) -> TrainSession:
         base = load_base(model, model_config, seed=training.seed)
         trainable: Trainable
-        trainable = FullTrainable(base) if training.method == "full" else LoraTrainable(base, lora, init)
+        if training.method == "full":
+            trainable = FullTrainable(base)
+        else:
+            trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
         if training.gradient_checkpointing:
             trainable.checkpoint_layers()
         return MLXTrainSession(trainable, training)
