@@ -21,7 +21,9 @@ class MLXEngine:
     """Implements `Engine` with mlx-lm's model definitions."""
 
     name = "mlx"
-    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING})
+    features = frozenset(
+        {Feature.LORA, Feature.DORA, Feature.FULL, Feature.QUANTIZATION, Feature.GRADIENT_CHECKPOINTING}
+    )
 
     packs_rows = False  # rows of like length side by side
 
@@ -51,7 +53,10 @@ class MLXEngine:
     ) -> TrainSession:
         base = load_base(model, model_config, seed=training.seed)
         trainable: Trainable
-        trainable = FullTrainable(base) if training.method == "full" else LoraTrainable(base, lora, init)
+        if training.method == "full":
+            trainable = FullTrainable(base)
+        else:
+            trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
         if training.gradient_checkpointing:
             trainable.checkpoint_layers()
         return MLXTrainSession(trainable, training)

@@ -105,10 +105,8 @@ class MLXTrainSession:
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        return MLXGenerator(self._base, self._select)
-
-    def _select(self, adapter: str | None) -> None:
         self._trainable.bind(self._weights)
+        return MLXGenerator(self._base, lambda adapter: None)  # every step leaves its weights bound
 
     def weights(self) -> Mapping[str, FloatArray]:
         return {name: np.array(array) for name, array in self._weights.items()}
@@ -136,6 +134,7 @@ class MLXTrainSession:
         weights = {name: mx.array(array) for name, array in masters.items()} or self._trainable.load(directory)
         self._weights = {name: weights[name] for name in self._weights}
         self._state = {name: mx.array(found[name]) for name in self._state}
+        self._trainable.bind(self._weights)
         mx.eval(self._weights, self._state)
 
     def peak_memory_bytes(self) -> int:
