@@ -30,9 +30,7 @@ class SessionState:
     calls: int
 
 
-def write_state(
-    directory: Path, optimizer: Mapping[str, Any], masters: Mapping[str, FloatArray], calls: int
-) -> None:
+def write_state(directory: Path, optimizer: Mapping[str, Any], masters: Mapping[str, FloatArray], calls: int) -> None:
     """Write the file into an existing directory."""
     arrays = dict(optimizer)
     arrays.update({f"{_MASTER}{name}": array for name, array in masters.items()})

@@ -14,7 +14,9 @@ _REPORTED = 20  # mismatches spelt out; the rest is counted
 def require_fit(path: Path, *, expected: Shapes, found: Shapes) -> None:
     """Raise ModelError unless the files in `path` hold exactly the expected tensors."""
     problems = [f"{name} {expected[name]} is missing" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"{name} {found[name]} does not belong to the model" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} {found[name]} does not belong to the model" for name in sorted(found.keys() - expected.keys())
+    ]
     for name in sorted(expected.keys() & found.keys()):
         if expected[name] != found[name]:
             problems.append(f"{name} has shape {found[name]}, and config.json needs {expected[name]}")

@@ -21,5 +21,5 @@ def checkpoint_layer(layer: nn.Module) -> None:
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: the longest list of modules."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])

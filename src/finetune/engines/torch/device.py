@@ -60,7 +60,7 @@ def hardware_problems(model: ModelConfig) -> list[str]:
 
 def _device_problems(name: str) -> list[str]:
     if name == "cuda" and not torch.cuda.is_available():
-        reason = "finds no NVIDIA GPU" if torch.backends.cuda.is_built() else "was built without CUDA"
+        reason = "finds no NVIDIA GPU" if torch.version.cuda else "was built without CUDA"
         return [f"model.device=cuda: PyTorch {torch.__version__} {reason}. Use model.device=cpu, or leave it out."]
     if name == "metal" and not torch.backends.mps.is_available():
         return ["model.device=metal: this machine has no Metal GPU. Use model.device=cpu, or leave it out."]

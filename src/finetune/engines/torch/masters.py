@@ -28,7 +28,7 @@ class Masters:
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
         """A buffer of P elements as tensors by name."""
-        parts = buffer.split([shape.numel() for shape in self.shapes.values()])
+        parts = torch.split(buffer, [shape.numel() for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def decays(self, name: str) -> bool:

@@ -7,6 +7,7 @@ and SGD add the decay to the gradient, as their authors and PyTorch do.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -71,7 +72,7 @@ class Optimizer:
         size = _CPU_PART if masters.weights.device.type == "cpu" else _GPU_PART
         starts = {*range(0, masters.decaying, size), *range(masters.decaying, len(masters.weights), size)}
         borders = [*sorted(starts), len(masters.weights)]
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             slots = {slot: buffer[start:end] for slot, buffer in buffers.items()}
             yield Part(masters.weights[start:end], masters.gradients[start:end], slots, start < masters.decaying)
 

@@ -26,7 +26,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
             "Choose a model that is not quantised."
         )
     tensor = torch.empty(info.shape, dtype=dtype)
-    target = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    target = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
         with info.file.open("rb", buffering=0) as stream:
             stream.seek(info.start)

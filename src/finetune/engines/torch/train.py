@@ -14,7 +14,6 @@ from finetune.engines.base import Generator
 from finetune.engines.state_file import read_state, write_state
 from finetune.engines.torch.device import PeakMemory, explained_memory
 from finetune.engines.torch.documents import flatten
-from finetune.engines.torch.generate import TorchGenerator
 from finetune.engines.torch.loss import summed_loss
 from finetune.engines.torch.optimizer import Optimizer
 from finetune.engines.torch.scoring import batch_loss
@@ -84,7 +83,7 @@ class TorchTrainSession:
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        return TorchGenerator(self._base, _as_it_is)
+        raise NotImplementedError
 
     def weights(self) -> Mapping[str, FloatArray]:
         return _as_arrays(self._masters.views(self._masters.weights))
@@ -113,10 +112,6 @@ class TorchTrainSession:
         del self._trainable, self._base, self._masters, self._optimizer
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _as_it_is(adapter: str | None) -> None:
-    """A training session has one adapter, which is always there."""
 
 
 def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, FloatArray]:

@@ -151,7 +151,7 @@ class FullTrainable:
         if self.exact:
             parameter.grad = gradient
         else:
-            parameter.register_post_accumulate_grad_hook(_moved_into(gradient))
+            parameter.register_post_accumulate_grad_hook(_moved_into(gradient))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -167,9 +167,9 @@ class FullTrainable:
             checkpoint_layer(layer)
 
     def save(self, directory: Path) -> None:
-        layout, dtype = self.base.layout, self.base.dtype
         views = self.masters.views(self.masters.weights)
-        write_model(directory, self.base.path, {layout.file_name(name): value.to(dtype) for name, value in views.items()})
+        tensors = {self.base.layout.file_name(name): value for name, value in views.items()}
+        write_model(directory, self.base.path, tensors, self.base.dtype)
 
     def load(self, directory: Path) -> Mapping[str, Tensor]:
         _, places = checked_places(directory, self.base.model, stored_weights(directory))
