@@ -1,6 +1,7 @@
 """`ft export` with the real engine: what is refused, and that a failed comparison leaves nothing behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -41,8 +42,8 @@ def test_an_export_that_answers_differently_fails_and_leaves_nothing(
 ) -> None:
     merge = MLXEngine.merge
 
-    def wrong(self: MLXEngine, base: Path, *, adapter: Path, destination: Path) -> object:
-        report = merge(self, base, adapter=adapter, destination=destination)
+    def wrong(self: MLXEngine, base: Path, *, destination: Path, **rest: Any) -> object:
+        report = merge(self, base, destination=destination, **rest)
         weights = load_file(destination / "model.safetensors")
         weights["model.layers.1.mlp.up_proj.weight"] += 0.01
         save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})

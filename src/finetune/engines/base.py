@@ -127,6 +127,10 @@ class InferenceSession(Protocol):
         """log p(target) in nats, [B, T]; 0 where `loss_mask` is False."""
         ...
 
+    def logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
+        """log p of every token of the vocabulary where `loss_mask` is True, in nats, [N, V]: for few positions."""
+        ...
+
     def generator(self) -> Generator:
         """A decoder over the base and all adapters."""
         ...

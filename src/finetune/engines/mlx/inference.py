@@ -13,7 +13,7 @@ from finetune.engines.mlx.adapters import make_adaptable, on_device, read_for
 from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.generate import MLXGenerator
 from finetune.engines.mlx.loading import BaseModel
-from finetune.engines.mlx.scoring import batch_logprobs, batch_loss
+from finetune.engines.mlx.scoring import batch_distributions, batch_logprobs, batch_loss
 from finetune.engines.mlx.trainable import count_parameters
 
 
@@ -42,6 +42,10 @@ class MLXInferenceSession:
     def token_logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
         self._select(adapter)
         return batch_logprobs(self._base, batch)
+
+    def logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
+        self._select(adapter)
+        return batch_distributions(self._base, batch)
 
     def generator(self) -> Generator:
         return MLXGenerator(self._base, self._select)

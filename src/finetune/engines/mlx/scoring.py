@@ -41,6 +41,14 @@ def batch_logprobs(base: BaseModel, batch: Batch) -> FloatArray:
     return result
 
 
+def batch_distributions(base: BaseModel, batch: Batch) -> FloatArray:
+    """log p of the whole vocabulary at each trained position, [N, V]."""
+    with explained_memory():
+        hidden = gather(base.split.body(mx.array(batch.inputs)), positions_of(batch))
+        logits = base.split.logits(hidden).astype(mx.float32)
+        return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
 def _evaluate(base: BaseModel, batch: Batch) -> tuple[mx.array, mx.array]:
     positions = positions_of(batch)
     hidden = gather(base.split.body(mx.array(batch.inputs)), positions)
