@@ -27,10 +27,10 @@ def check_request(request: GenerationRequest, vocabulary: int) -> None:
     """Refuse what no model can decode, with a UsageError."""
     if not request.prompt:
         raise UsageError("The prompt has no tokens. Give at least one.")
-    if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
+    unknown = [token for token in request.prompt if not 0 <= token < vocabulary]
+    if unknown:
         raise UsageError(
-            f"The prompt has token {max(request.prompt)}, and the model knows 0 to {vocabulary - 1}. "
-            "Use the model's own tokenizer."
+            f"The prompt has token {unknown[0]}, and the model knows 0 to {vocabulary - 1}. Use its own tokenizer."
         )
     if request.max_tokens < 1:
         raise UsageError(f"max_tokens = {request.max_tokens}: ask for at least one token.")
