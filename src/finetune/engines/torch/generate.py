@@ -70,7 +70,7 @@ class TorchGenerator:
 
     def _prefill(self, state: _Decoding) -> Tensor:
         tokens = torch.tensor([state.request.prompt], device=self.base.device)
-        parts = [self._read(state, part)[:, -1:] for part in tokens.split(decoding.PREFILL_TOKENS, dim=1)]
+        parts = [self._read(state, part)[:, -1:] for part in torch.split(tokens, decoding.PREFILL_TOKENS, 1)]
         return parts[-1]
 
     def _read(self, state: _Decoding, tokens: Tensor) -> Tensor:
