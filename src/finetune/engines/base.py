@@ -166,6 +166,10 @@ class Engine(Protocol):
         """Why `model.device` or `model.dtype` cannot be had on this machine, one sentence each, before any loading."""
         ...
 
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        """The type that weights and products get where the files hold mostly `stored`."""
+        ...
+
     def matmul_rate(self, dtype: Dtype) -> float:
         """FLOP/s of a matrix product of the size that training meets, measured now, in well under a second."""
         ...

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.core.errors import DataError, UsageError
 from finetune.data.tokenizer import TextTokenizer
+from finetune.engines.registry import choose_engine
 from finetune.evaluation.evaluator import Evaluator, Question, Scores
 from finetune.generation.requests import Prompt
 from finetune.models.source import ModelSource
@@ -86,7 +87,8 @@ def evaluate(
     questions = _questions(held_out, source, tokenizer, on_notice)
     if subject.model.init == "random":
         on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
-    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length)
+    packing = choose_engine(subject.model).packs_rows
+    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length, packing=packing)
     base, tuned = _scores(subject, source, evaluator, on_progress)
     return EvaluationResult(
         model=subject.model.name,

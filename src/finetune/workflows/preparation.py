@@ -11,7 +11,7 @@ from finetune.data.batching import BatchPlan
 from finetune.data.prepare import PreparedData, prepare_data
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
-from finetune.engines.registry import choose_engine, needed_features, require
+from finetune.engines.registry import EngineChoice, choose, choose_engine, needed_features, require
 from finetune.models.source import DEMO, ModelSource, resolve_model
 from finetune.training.plan import DEFAULT_EPOCHS, TrainingPlan, make_plan
 
@@ -24,6 +24,7 @@ class Preparation:
     """A run that could start now. `config` has every inferred value written out."""
 
     config: RunConfig
+    choice: EngineChoice
     engine: Engine
     source: ModelSource
     tokenizer: TextTokenizer
@@ -43,8 +44,9 @@ def prepare(config: RunConfig) -> Preparation:
 
     Options that the engine lacks are refused first; weights are not loaded yet.
     """
+    choice = choose(config.model)
+    require(choice.name, needed_features(config))
     engine = choose_engine(config.model)
-    require(engine, needed_features(config))
     source = resolve_model(config.model.name, weights=config.model.init == "pretrained")
     tokenizer = TextTokenizer.open(source.path)
     data = prepare_data(
@@ -54,13 +56,25 @@ def prepare(config: RunConfig) -> Preparation:
         seed=config.training.seed,
         samples=config.output.sample_prompts,
     )
+    config = with_engine(config, engine)
     batches = batch_plan(config, data, pad_id=tokenizer.pad_id)
     plan = make_plan(config.training, config.output, steps_per_epoch=batches.steps_per_epoch)
-    return Preparation(resolved(config, data, plan), engine, source, tokenizer, data, batches, plan)
+    return Preparation(resolved(config, data, plan), choice, engine, source, tokenizer, data, batches, plan)
+
+
+def with_engine(config: RunConfig, engine: Engine) -> RunConfig:
+    """The configuration with the engine that was chosen, and with what suits it where nothing was asked for."""
+    packing = engine.packs_rows if config.training.packing is None else config.training.packing
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"backend": engine.name}),
+            "training": config.training.model_copy(update={"packing": packing}),
+        }
+    )
 
 
 def batch_plan(config: RunConfig, data: PreparedData, *, pad_id: int) -> BatchPlan:
-    """The rows of each step, and how they are cut into micro-batches."""
+    """The rows of each step, and how they are cut into micro-batches; `training.packing` is decided by now."""
     training = config.training
     return BatchPlan(
         data.train,
@@ -69,6 +83,7 @@ def batch_plan(config: RunConfig, data: PreparedData, *, pad_id: int) -> BatchPl
         max_tokens=training.max_batch_tokens,
         seed=training.seed,
         pad_id=pad_id,
+        packing=bool(training.packing),
     )
 
 

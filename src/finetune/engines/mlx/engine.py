@@ -6,7 +6,8 @@ from pathlib import Path
 from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype, MergeReport
-from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSession
+from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
+from finetune.engines.features import FEATURES
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.blas import load_openblas
 from finetune.engines.mlx.inference import MLXInferenceSession
@@ -21,10 +22,7 @@ class MLXEngine:
     """Implements `Engine` with mlx-lm's model definitions."""
 
     name = "mlx"
-    features = frozenset(
-        {Feature.LORA, Feature.DORA, Feature.FULL, Feature.QUANTIZATION, Feature.GRADIENT_CHECKPOINTING}
-    )
-
+    features = FEATURES[name]
     packs_rows = False  # rows of like length side by side
 
     def info(self) -> EngineInfo:
@@ -38,6 +36,11 @@ class MLXEngine:
 
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
         return ()
+
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        if model.dtype != "auto":
+            return model.dtype
+        return "float32" if compat.on_cpu() else stored
 
     def matmul_rate(self, dtype: Dtype) -> float:
         raise NotImplementedError
