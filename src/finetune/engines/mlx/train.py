@@ -15,10 +15,11 @@ from finetune.core.errors import CheckpointError, TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
+from finetune.engines.mlx.documents import Arranged
 from finetune.engines.mlx.generate import MLXGenerator
-from finetune.engines.mlx.loss import Positions, gather, summed_loss
+from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
-from finetune.engines.mlx.scoring import batch_loss, positions_of
+from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
 
 STATE_FILE = "optimizer.safetensors"
@@ -65,11 +66,12 @@ class MLXTrainSession:
         tokens = sum(batch.trained_tokens for batch in micro_batches)
         if not tokens:
             raise TrainingError("A step has no token to train on. Check the loss masks with `ft dataset inspect`.")
+        calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
         total = mx.array(0.0)
         gradients: Weights = {}
         with explained_memory():
-            for number, batch in enumerate(micro_batches):
-                loss, part = self._micro_batch(batch, number)
+            for number, call in enumerate(calls):
+                loss, part = self._micro_batch(call, number)
                 total = total + loss
                 gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
                 mx.async_eval(total, gradients)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
@@ -88,17 +90,17 @@ class MLXTrainSession:
             mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]
         return MLXPendingStep(mean, updated.norm, updated.applied)
 
-    def _micro_batch(self, batch: Batch, number: int) -> tuple[Any, Weights]:
+    def _micro_batch(self, call: Arranged, number: int) -> tuple[Any, Weights]:
         """(summed loss, its gradients); the dropout key is a function of seed, step and micro-batch."""
         key = mx.array(np.random.SeedSequence([self._seed, self._calls, number]).generate_state(2))
-        loss, gradients = self._gradient(self._weights, mx.array(batch.inputs), positions_of(batch), key)
+        loss, gradients = self._gradient(self._weights, call, key)
         return loss, gradients
 
-    def _loss(self, weights: Weights, inputs: Any, positions: Positions, key: Any) -> Any:
+    def _loss(self, weights: Weights, call: Arranged, key: Any) -> Any:
         self._trainable.bind(weights, key)
-        hidden = gather(self._base.split.body(inputs), positions)
+        hidden = gather(self._base.split.body(call.inputs, cache=call.cache), call.positions)
         head = self._trainable.head_parameters(weights)
-        return self._summed(hidden, positions.targets, *head)
+        return self._summed(hidden, call.positions.targets, *head)
 
     def loss(self, batch: Batch) -> LossSum:
         self._trainable.bind(self._weights)
