@@ -62,7 +62,7 @@ class RowScales:
     def of(self, a: Tensor, b: Tensor, scale: float, magnitude: Tensor, dtype: torch.dtype) -> RowScale:
         """m / n with the update `scale` B A, for products in `dtype`."""
         state = (a._version, b._version, magnitude._version, scale, dtype)
-        known: _Known | None = self._known.get(a)
+        known: _Known | None = self._known.get(a)  # type: ignore[no-untyped-call]
         if known is None or known.state != state or known.b is not b or known.magnitude is not magnitude:
             with torch.no_grad():
                 found = _row_scale(magnitude, self._updated(a, b, scale, dtype))

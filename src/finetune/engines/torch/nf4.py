@@ -59,7 +59,7 @@ class Nf4Matrix(nn.Module):
         super().__init__()
         self.shape = matrix.shape
         flat = pad(matrix.reshape(-1), (0, -matrix.numel() % _BLOCK))
-        chunks = [_quantized(chunk) for chunk in flat.split(_CHUNK)]
+        chunks = [_quantized(chunk) for chunk in torch.split(flat, _CHUNK)]
         scales = torch.cat([scale for _, scale in chunks])
         offset = scales.median()  # unlike the mean, it does not depend on the order of a sum
         scale_codes, state = _functions().quantize_blockwise(scales - offset, blocksize=_SCALES_BLOCK)

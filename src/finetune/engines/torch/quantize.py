@@ -36,9 +36,9 @@ class Int8Matrix(nn.Module):
         largest = matrix.abs().amax(dim=1, keepdim=True).float()
         scales = (largest / _LARGEST * (1 + 2**-8)).to(torch.bfloat16)  # never less than largest / 127
         scales[scales == 0] = 1.0
-        rows = zip(codes.split(_CHUNK_ROWS), matrix.split(_CHUNK_ROWS), scales.split(_CHUNK_ROWS), strict=True)
-        for chunk, values, scale in rows:
-            chunk.copy_((values.float() / scale.float()).round_())
+        for start in range(0, len(matrix), _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            codes[rows] = (matrix[rows].float() / scales[rows].float()).round_()
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
 
@@ -56,8 +56,8 @@ class QuantizedLinear(nn.Module):
     def __init__(self, module: nn.Linear | Conv1D, quantization: Quantization) -> None:
         super().__init__()
         self._transposed = isinstance(module, Conv1D)
-        shape = module.weight.T.shape if self._transposed else module.weight.shape
-        self.out_features, self.in_features = shape
+        rows, columns = module.weight.shape
+        self.out_features, self.in_features = (columns, rows) if self._transposed else (rows, columns)
         self.bias = module.bias
         self._quantization = quantization
 
