@@ -11,6 +11,7 @@ from finetune.core.types import Dtype, MergeReport
 from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
 from finetune.engines.features import FEATURES
 from finetune.engines.torch import compat, device
+from finetune.engines.torch.inference import TorchInferenceSession
 from finetune.engines.torch.loading import load_base, open_unread
 from finetune.engines.torch.lora import linear_paths
 from finetune.engines.torch.quantize import quantization_problems
@@ -64,7 +65,8 @@ class TorchEngine:
     def open_inference(
         self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
     ) -> InferenceSession:
-        raise NotImplementedError
+        with device.explained_memory():
+            return TorchInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
         opened, _, _ = open_unread(model)
