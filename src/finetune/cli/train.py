@@ -36,6 +36,7 @@ FLAGS: Mapping[str, str] = {
     "learning_rate": "training.learning_rate",
     "lora_rank": "lora.rank",
     "method": "training.method",
+    "from_adapter": "lora.init_from",
     "max_length": "data.max_length",
     "output": "output.output_dir",
     "seed": "training.seed",
@@ -56,6 +57,7 @@ BatchSize = Annotated[int | None, _flag("--batch-size", "N")]
 LearningRate = Annotated[float | None, _flag("--learning-rate", "X")]
 LoraRank = Annotated[int | None, _flag("--lora-rank", "R")]
 Method = Annotated[str | None, _flag("--method", "lora|full")]
+FromAdapter = Annotated[str | None, _flag("--from-adapter", "ADAPTER")]
 MaxLength = Annotated[int | None, _flag("--max-length", "N")]
 Output = Annotated[str | None, _flag("--output", "DIR")]
 Seed = Annotated[int | None, _flag("--seed", "S")]
@@ -80,6 +82,7 @@ def train(
     model: Annotated[str | None, _flag("--model", "MODEL")] = None,
     data: Annotated[str | None, _flag("--data", "DATA")] = None,
     profile: Profile = None,
+    from_adapter: FromAdapter = None,
     overrides: Overrides = None,
     output: Output = None,
     resume: Resume = None,
@@ -110,7 +113,7 @@ def _refuse_misplaced(context: typer.Context) -> None:
     """An option before `start` would be read and forgotten."""
     misplaced = _given(context.params, ignore=set())
     if misplaced:
-        names = ", ".join("--set" if name == "overrides" else f"--{name}" for name in misplaced)
+        names = ", ".join("--set" if name == "overrides" else f"--{name.replace('_', '-')}" for name in misplaced)
         command = context.invoked_subcommand
         raise UsageError(f"{names} before `{command}` has no effect. Put it after: ft train {command} ... {names} ...")
 
@@ -145,6 +148,7 @@ def start(
     learning_rate: LearningRate = None,
     lora_rank: LoraRank = None,
     method: Method = None,
+    from_adapter: FromAdapter = None,
     max_length: MaxLength = None,
     output: Output = None,
     seed: Seed = None,
@@ -158,6 +162,7 @@ def start(
     Examples:
       ft train start demo examples.jsonl
       ft train start ~/models/llama data/train.jsonl --profile chat --epochs 3 --lora-rank 16
+      ft train start demo examples.jsonl --from-adapter outputs/first/adapter
       ft train start demo examples.jsonl --set lora.alpha=32 --set output.eval_steps=20 --json
     """
     _run(_load(context.params, config), resume=resume, json=json)
@@ -287,7 +292,7 @@ def _show_validation(found: "Validation") -> None:
         lines.append(("trainable", f"{memory.trainable:,} parameters"))
         lines.append(("memory", f"about {size(memory.bytes)} and activations"))
     print_table(("", ""), lines)
-    _list("Values that were not given", [*data.notices, *plan.notices])
+    _list("Values that were not given", found.notices)
     _list("Advice", found.advice)
     typer.echo("\nThe configuration and the data are in order.")
 

@@ -16,6 +16,7 @@ STOPPING = "when to stop, not how a step is done"
 # (training.max_steps, training.epochs): the schedule depends on it.
 MAY_CHANGE: Mapping[str, str] = {
     "model.name": BY_CONTENT,
+    "lora.init_from": BY_CONTENT,
     "data.train_file": BY_CONTENT,
     "data.validation_file": BY_CONTENT,
     "output.output_dir": "the run stays where it is",

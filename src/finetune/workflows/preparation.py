@@ -100,12 +100,17 @@ def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunCo
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"name": _absolute(name) if _is_path(name) else name}),
-            "lora": config.lora.model_copy(update={"alpha": config.lora.effective_alpha}),
+            "lora": config.lora.model_copy(update=_resolved_lora(config)),
             "training": config.training.model_copy(update=training),
             "data": config.data.model_copy(update=_resolved_data(config, data)),
             "output": config.output.model_copy(update=output),
         }
     )
+
+
+def _resolved_lora(config: RunConfig) -> Mapping[str, Any]:
+    start = config.lora.init_from
+    return {"alpha": config.lora.effective_alpha, "init_from": None if start is None else _absolute(start)}
 
 
 def _resolved_data(config: RunConfig, data: PreparedData) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.record import run_record
 from finetune.workflows.results import Finisher
 from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind
+from finetune.workflows.starting_adapter import settled, starting_notices
 from finetune.workflows.validation import validation_of
 
 
@@ -83,12 +84,10 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequenc
 
 def _settings(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str) -> RunConfig:
     match config:
-        case RunConfig():
-            return config
-        case LoadedConfig():
-            return config.config
+        case RunConfig() | LoadedConfig():
+            return settled(config)
         case str() | Path():
-            return load_config(Path(config)).config
+            return settled(load_config(Path(config)))
         case _:
             flat = [section for section, values in config.items() if not isinstance(values, Mapping)]
             if flat:
@@ -96,7 +95,7 @@ def _settings(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]]
                     f"{', '.join(flat)}: give a mapping of options, for example {{'model': {{'name': 'demo'}}}}."
                 )
             flags = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
-            return load_config(None, environ={}, flags=flags).config
+            return settled(load_config(None, environ={}, flags=flags))
 
 
 def _go_on(config: RunConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
@@ -226,8 +225,9 @@ def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
         total_steps=prepared.plan.total_steps,
         parameters=session.parameters.total,
     )
+    inferred = (*prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
     return [
-        *(Notice(level="info", message=message) for message in (*prepared.data.notices, *prepared.plan.notices)),
+        *(Notice(level="info", message=message) for message in inferred),
         *(Notice(level="warning", message=message) for message in advice),
     ]
 

@@ -12,6 +12,7 @@ from finetune.config.schema import RunConfig
 from finetune.models.info import ModelInfo, describe_model
 from finetune.training.run_directory import check_new
 from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.starting_adapter import settled, starting_notices
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,12 @@ class Validation:
     memory: MemoryNeed | None
     advice: tuple[str, ...]
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was inferred."""
+        prepared = self.prepared
+        return (*prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
+
     def record(self) -> dict[str, Any]:
         """As one JSON object."""
         plan, data, source = self.prepared.plan, self.prepared.data, self.prepared.source
@@ -48,14 +55,14 @@ class Validation:
             "memory_bytes": self.memory.bytes if self.memory else None,
             "config": self.prepared.config.model_dump(mode="json"),
             "sources": {key: str(source) for key, source in self.loaded.sources.items()},
-            "notices": [*data.notices, *plan.notices],
+            "notices": list(self.notices),
             "advice": list(self.advice),
         }
 
 
 def validate_run(loaded: LoadedConfig) -> Validation:
     """Do all that a run does before its weights are loaded. Raises what the run itself would raise."""
-    config = loaded.config
+    config = settled(loaded)
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
     prepared = prepare(config)
