@@ -12,6 +12,7 @@ from finetune.config.schema import RunConfig
 from finetune.models.info import ModelInfo, describe_model
 from finetune.training.run_directory import check_new
 from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.record import engine_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Validation:
         return {
             "ok": True,
             "model": {"name": source.name, "path": str(source.path), "model_type": source.model_type},
-            "engine": self.prepared.engine.name,
+            "engine": engine_record(self.prepared),
+            "packing": self.prepared.config.training.packing,
             "template": data.template.name,
             "data": data.report.as_dict(),
             "train_rows": len(data.train),
@@ -58,7 +60,7 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     config = loaded.config
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
-    prepared = prepare(config)
+    prepared = prepare(loaded)
     return Validation(loaded, prepared, memory_need(config, prepared), _advice(prepared))
 
 
