@@ -111,7 +111,7 @@ def test_a_long_prompt_is_read_in_parts_with_the_same_result(
     session = open_inference(engine, llama)
     request = GenerationRequest(tuple(range(5, 60)), 6)
     whole = decode(session.generator(), request)
-    monkeypatch.setattr("finetune.engines.mlx.generate.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
     assert decode(session.generator(), request) == whole
 
 
@@ -143,6 +143,8 @@ def test_requests_that_make_no_sense_are_refused(engine: Engine, llama: Path) ->
     generator = open_inference(engine, llama).generator()
     with pytest.raises(UsageError, match="no tokens"):
         generator.add(GenerationRequest((), 4))
+    with pytest.raises(UsageError, match=f"token {VOCABULARY}, and the model knows 0 to {VOCABULARY - 1}"):
+        generator.add(GenerationRequest((5, VOCABULARY), 4))
     with pytest.raises(UsageError, match="max_tokens = 0"):
         generator.add(GenerationRequest(PROMPT, 0))
     with pytest.raises(UsageError, match="No adapter is called 'x'"):

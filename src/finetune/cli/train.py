@@ -40,6 +40,7 @@ FLAGS: Mapping[str, str] = {
     "device": "model.device",
     "quantization": "model.quantization",
     "packing": "training.packing",
+    "from_adapter": "lora.init_from",
     "max_length": "data.max_length",
     "output": "output.output_dir",
     "seed": "training.seed",
@@ -66,6 +67,7 @@ Quantization = Annotated[str | None, _flag("--quantization", "4bit|8bit")]
 Packing = Annotated[
     bool | None, typer.Option("--packing/--no-packing", help=option_help("training.packing"), show_default=False)
 ]
+FromAdapter = Annotated[str | None, _flag("--from-adapter", "ADAPTER")]
 MaxLength = Annotated[int | None, _flag("--max-length", "N")]
 Output = Annotated[str | None, _flag("--output", "DIR")]
 Seed = Annotated[int | None, _flag("--seed", "S")]
@@ -91,6 +93,7 @@ def train(
     data: Annotated[str | None, _flag("--data", "DATA")] = None,
     profile: Profile = None,
     backend: Backend = None,
+    from_adapter: FromAdapter = None,
     overrides: Overrides = None,
     output: Output = None,
     resume: Resume = None,
@@ -121,7 +124,7 @@ def _refuse_misplaced(context: typer.Context) -> None:
     """An option before `start` would be read and forgotten."""
     misplaced = _given(context.params, ignore=set())
     if misplaced:
-        names = ", ".join("--set" if name == "overrides" else f"--{name}" for name in misplaced)
+        names = ", ".join("--set" if name == "overrides" else f"--{name.replace('_', '-')}" for name in misplaced)
         command = context.invoked_subcommand
         raise UsageError(f"{names} before `{command}` has no effect. Put it after: ft train {command} ... {names} ...")
 
@@ -160,6 +163,7 @@ def start(
     device: Device = None,
     quantization: Quantization = None,
     packing: Packing = None,
+    from_adapter: FromAdapter = None,
     max_length: MaxLength = None,
     output: Output = None,
     seed: Seed = None,
@@ -174,6 +178,7 @@ def start(
       ft train start demo examples.jsonl
       ft train start ~/models/llama data/train.jsonl --profile chat --epochs 3 --lora-rank 16
       ft train start ~/models/llama data/train.jsonl --method dora --quantization 4bit
+      ft train start demo examples.jsonl --from-adapter outputs/first/adapter
       ft train start demo examples.jsonl --set lora.alpha=32 --set output.eval_steps=20 --json
     """
     _run(_load(context.params, config), resume=resume, json=json)
@@ -307,7 +312,7 @@ def _show_validation(found: "Validation") -> None:
         lines.append(("trainable", f"{memory.trainable:,} parameters"))
         lines.append(("memory", f"about {size(memory.bytes)} and activations"))
     print_table(("", ""), lines)
-    _list("Values that were not given", [*data.notices, *plan.notices])
+    _list("Values that were not given", found.notices)
     _list("Advice", found.advice)
     typer.echo("\nThe configuration and the data are in order.")
 

@@ -9,6 +9,6 @@ from collections.abc import Mapping
 from finetune.engines.base import Feature
 
 FEATURES: Mapping[str, frozenset[Feature]] = {
-    "mlx": frozenset(set(Feature) - {Feature.PACKING}),
+    "mlx": frozenset(Feature),
     "pytorch": frozenset(Feature),
 }

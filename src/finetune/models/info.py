@@ -66,6 +66,13 @@ class ModelInfo:
         """Base as stored, adapter, its gradient and its moments in float32; without activations."""
         return self.weight_bytes + adapter_parameters * (2 * FLOAT32_BYTES + MOMENTS_BYTES)
 
+    def saved_by_quantizing(self, bits: int) -> int:
+        """Bytes that linear weights need less in `bits` bits; half a bit a weight goes to the scales of its group."""
+        if self.bits is not None:
+            return 0
+        linear = sum(module.in_features * module.out_features for module in self.linear_modules)
+        return int(linear * (self.weight_bytes / max(1, self.parameters) - (bits + 0.5) / 8))
+
     @property
     def full_memory_bytes(self) -> int:
         """Weights and gradient as stored, moments in float32; without activations."""

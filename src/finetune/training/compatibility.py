@@ -18,6 +18,7 @@ STOPPING = "when to stop, not how a step is done"
 MAY_CHANGE: Mapping[str, str] = {
     "model.name": BY_CONTENT,
     "model.device": "where steps are computed; another one is warned of, because the last bits may differ",
+    "lora.init_from": BY_CONTENT,
     "data.train_file": BY_CONTENT,
     "data.validation_file": BY_CONTENT,
     "output.output_dir": "the run stays where it is",

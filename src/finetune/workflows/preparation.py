@@ -19,6 +19,7 @@ from finetune.engines.registry import EngineChoice, choose, choose_engine, neede
 from finetune.models.info import stored_bits, stored_dtype
 from finetune.models.source import DEMO, ModelSource, resolve_model
 from finetune.training.plan import DEFAULT_EPOCHS, TrainingPlan, make_plan
+from finetune.workflows.starting_adapter import settled
 
 CONTENT_OF_A_MODEL = ("config.json", "*.safetensors")
 SHORTEST_MAX_LENGTH = 16  # the schema's least
@@ -56,17 +57,22 @@ class Preparation:
         return {path.name: sha256_of(path) for path in files}
 
 
-def prepare(loaded: LoadedConfig) -> Preparation:
+def plain(config: RunConfig | LoadedConfig) -> RunConfig:
+    """The configuration without where its values came from."""
+    return config.config if isinstance(config, LoadedConfig) else config
+
+
+def prepare(given: RunConfig | LoadedConfig) -> Preparation:
     """Choose the engine, read model description, tokenizer and data, and work out the plan. Writes nothing.
 
     Options that the engine, the machine or the model's files rule out are refused first; weights are not loaded yet.
     """
-    config = loaded.config
+    config = settled(given)
     choice = choose(config.model)
     require(choice.name, needed_features(config))
     engine = choose_engine(config.model)
     source = resolve_model(config.model.name, weights=config.model.init == "pretrained")
-    _check_files(loaded, source)
+    _check_files(given, source)
     tokenizer = TextTokenizer.open(source.path)
     data = prepare_data(
         config.data,
@@ -82,11 +88,11 @@ def prepare(loaded: LoadedConfig) -> Preparation:
     return Preparation(resolved(config, data, plan), choice, engine, dtype, source, tokenizer, data, batches, plan)
 
 
-def _check_files(loaded: LoadedConfig, source: ModelSource) -> None:
+def _check_files(given: RunConfig | LoadedConfig, source: ModelSource) -> None:
     """Refuse what the model's config.json rules out, before any row is read."""
-    config = loaded.config
-    place = loaded.sources.get("data.max_length")
-    check_max_length(config.data.max_length, source.context_length, given_in=str(place or ""))
+    config = plain(given)
+    place = str(given.sources["data.max_length"]) if isinstance(given, LoadedConfig) else ""
+    check_max_length(config.data.max_length, source.context_length, given_in=place)
     bits = stored_bits(source.config)
     if bits is not None and config.training.method == "full":
         problem = (
@@ -139,12 +145,17 @@ def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunCo
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"name": _absolute(name) if _is_path(name) else name}),
-            "lora": config.lora.model_copy(update={"alpha": config.lora.effective_alpha}),
+            "lora": config.lora.model_copy(update=_resolved_lora(config)),
             "training": config.training.model_copy(update=training),
             "data": config.data.model_copy(update=_resolved_data(config, data)),
             "output": config.output.model_copy(update=output),
         }
     )
+
+
+def _resolved_lora(config: RunConfig) -> Mapping[str, Any]:
+    start = config.lora.init_from
+    return {"alpha": config.lora.effective_alpha, "init_from": None if start is None else _absolute(start)}
 
 
 def _resolved_data(config: RunConfig, data: PreparedData) -> Mapping[str, Any]:

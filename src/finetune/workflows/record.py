@@ -13,6 +13,7 @@ from finetune import __version__
 from finetune.core.errors import CheckpointError
 from finetune.core.paths import RunPaths
 from finetune.workflows.preparation import Preparation
+from finetune.workflows.starting_adapter import fingerprint
 
 FORMAT = 1
 LIBRARIES = ("numpy", "safetensors", "tokenizers", "transformers")
@@ -41,6 +42,7 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
             "model_type": prepared.source.model_type,
             "files": prepared.model_files(),
         },
+        "adapter": {"path": prepared.config.lora.init_from, "files": fingerprint(prepared.config)},
         "tokenizer": {"sha256": prepared.tokenizer.fingerprint},
         "template": {"name": prepared.data.template.name, "sha256": prepared.data.template.sha256},
         "max_length": prepared.data.max_length,
@@ -63,6 +65,7 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "model": record["model"]["files"],
+        "adapter": record.get("adapter", {}).get("files", {}),
         "tokenizer": record["tokenizer"]["sha256"],
         "template": record["template"]["sha256"],
         "data": {"file": files, **data},

@@ -26,10 +26,11 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
-from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.preparation import Preparation, plain, prepare
 from finetune.workflows.record import run_record
 from finetune.workflows.results import Finisher
 from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind
+from finetune.workflows.starting_adapter import starting_notices
 from finetune.workflows.validation import validation_of
 
 
@@ -63,7 +64,8 @@ def train(
     loaded = _loaded(config)
     if resume is not None:
         return _go_on(loaded, resume, listeners)
-    directory = Path(loaded.config.output.output_dir or _default_directory(loaded.config)).expanduser()
+    settings = plain(loaded)
+    directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
     check_new(directory)
     prepared = prepare(loaded)
     with _open_session(prepared) as session:
@@ -81,11 +83,11 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequenc
     return train(load_config(paths.config, environ={}, overrides=overrides), listeners=listeners, resume=Path(run))
 
 
-def _loaded(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str) -> LoadedConfig:
+def _loaded(
+    config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str,
+) -> RunConfig | LoadedConfig:
     match config:
-        case RunConfig():
-            return LoadedConfig(config, sources={})
-        case LoadedConfig():
+        case RunConfig() | LoadedConfig():
             return config
         case str() | Path():
             return load_config(Path(config))
@@ -99,7 +101,7 @@ def _loaded(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] |
             return load_config(None, environ={}, flags=flags)
 
 
-def _go_on(loaded: LoadedConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
+def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
     paths, chosen = locate(resume)
     prepared = prepare(loaded)
     warnings = refuse_changes(paths, prepared)
@@ -222,13 +224,18 @@ def _number(value: float | None) -> float:
 def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     """What was inferred, what was left out, and what is unusual."""
     lengths = [len(row) for row in prepared.data.train]
-    inferred = (prepared.engine_notice(), *prepared.data.notices, *prepared.plan.notices)
     advice = advise(
         prepared.config,
         lengths=lengths,
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
         parameters=session.parameters.total,
+    )
+    inferred = (
+        prepared.engine_notice(),
+        *prepared.data.notices,
+        *prepared.plan.notices,
+        *starting_notices(prepared.config),
     )
     return [
         *(Notice(level="info", message=message) for message in inferred),

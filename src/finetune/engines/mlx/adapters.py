@@ -38,7 +38,7 @@ def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
     slot = LoraSlot()
     layers = insert_lora(base.model, paths, slot)
     if base.split.head.path in paths:  # the head is adapted: only the model itself computes its logits
-        base = replace(base, split=unsplit(base.model))
+        base = replace(base, split=unsplit(base.split, base.model))
     return AdaptableModel(base, slot, layers)
 
 
