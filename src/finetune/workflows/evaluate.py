@@ -62,6 +62,8 @@ def evaluate(
     adapter: Path | str | None = None,
     data: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     template: str | None = None,
     limit: int | None = None,
     generate: int | None = None,
@@ -80,6 +82,8 @@ def evaluate(
         model=model,
         adapter=None if adapter is None else Path(adapter),
         checkpoint=checkpoint,
+        backend=backend,
+        device=device,
     )
     say_what_was_assumed(subject, on_notice)
     source = resolve_base(subject)

@@ -70,10 +70,12 @@ class MLXEngine:
         return MLXInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
-        opened, layout = open_unread(model)
-        return {layout.adapter_name(path): path for path in linear_paths(opened)}
+        opened = open_unread(model, ModelConfig(name=str(model)))
+        return {opened.layout.adapter_name(path): path for path in linear_paths(opened.model)}
 
     def merge(
         self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
     ) -> MergeReport:
-        return merge_adapter(model, adapter=adapter, destination=destination)
+        return merge_adapter(
+            model, model_config=model_config, adapter=adapter, destination=destination, dequantize=dequantize
+        )

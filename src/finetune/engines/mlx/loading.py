@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _read_weights(path: Path, model: Any, config: Mapping[str, Any]) -> tuple[dict[str, Any], Layout, Any]:
     """Checked parameters, the names of their files, and the type that they are stored in."""
     model_type = str(config["model_type"])
-    files = without_prefix(model_type, _read_files(weight_files(path)))
+    files = without_prefix(model_type, read_files(path))
     weights = compat.sanitize(model, dict(files))
     compat.quantize_like(model, config, weights)
     expected = dict(tree_flatten(model.parameters()))
@@ -124,12 +124,22 @@ def _read_weights(path: Path, model: Any, config: Mapping[str, Any]) -> tuple[di
     return weights, layout_of(model_type, files, weights), max(set(floating), key=floating.count)
 
 
-def open_unread(path: Path) -> tuple[Any, Layout]:
-    """The model and its layout, with checked names and shapes and no weight read from the disk."""
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose names and shapes are checked, with no weight read from the disk."""
+
+    model: Any
+    layout: Layout
+    stored: Any  # type of the files' floats
+    dtype: Any  # of the computation
+
+
+def open_unread(path: Path, model_config: ModelConfig) -> OpenedModel:
+    """Check the files of a model without reading its weights."""
     config = compat.read_config(path)
     model = compat.build_model(config)
-    _, layout, _ = _read_weights(path, model, config)
-    return model, layout
+    _, layout, stored = _read_weights(path, model, config)
+    return OpenedModel(model, layout, stored, _dtype(model_config, stored))
 
 
 def read_parameters(base: BaseModel) -> dict[str, Any]:
@@ -156,9 +166,10 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _read_files(files: Iterable[Path]) -> dict[str, Any]:
+def read_files(path: Path) -> dict[str, Any]:
+    """Every tensor of the model's files; each is read when it is first computed with."""
     weights: dict[str, Any] = {}
-    for file in files:
+    for file in weight_files(path):
         try:
             with safe_open(file, framework="np"):  # checks the header and the length, which mx.load does not
                 pass

@@ -17,6 +17,7 @@ from finetune.adapters.peft import write_adapter
 from finetune.adapters.plan import plan_adapters
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import ModelError
+from finetune.core.types import FloatArray
 from finetune.engines.torch.adapters import make_adaptable, read_for
 from finetune.engines.torch.checkpointing import checkpoint_layer, layers_of
 from finetune.engines.torch.loading import BaseModel, checked_places, stored_weights
@@ -80,11 +81,16 @@ class LoraTrainable:
 
     def _initial(self, init: AdapterInit) -> dict[str, LoraUpdate]:
         updates = self._plan.initial(init)
-        if not self._plan.config.use_dora:
-            return updates
-        layers: dict[str, Any] = {module: self.base.model.get_submodule(module) for module in updates}
-        norms = {module: layer.row_scales.initial().cpu().numpy() for module, layer in layers.items()}
-        return {module: update._replace(magnitude=norms[module]) for module, update in updates.items()}
+        if self._plan.config.use_dora:
+            for module, update in updates.items():
+                if update.magnitude is None:
+                    updates[module] = update._replace(magnitude=self._row_norms(module))
+        return updates
+
+    def _row_norms(self, module: str) -> FloatArray:
+        layer: Any = self.base.model.get_submodule(module)
+        norms: FloatArray = layer.row_scales.initial().cpu().numpy()
+        return norms
 
     def _active(self) -> dict[str, LoraWeights]:
         leaves = {}
