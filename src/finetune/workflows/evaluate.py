@@ -55,6 +55,8 @@ def evaluate(
     adapter: Path | str | None = None,
     data: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     template: str | None = None,
     limit: int | None = None,
     generate: int | None = None,
@@ -73,6 +75,8 @@ def evaluate(
         model=model,
         adapter=None if adapter is None else Path(adapter),
         checkpoint=checkpoint,
+        backend=backend,
+        device=device,
     )
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)

@@ -32,7 +32,8 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
             **info.details,
             **{name: metadata.version(name) for name in LIBRARIES},
         },
-        "engine": {"name": info.name, "device": info.device},
+        "engine": {key: value for key, value in engine_record(prepared).items() if key != "reason"},
+        "engine_reason": prepared.choice.reason,
         "machine": _machine(),
         "git": _git(),
         "model": {
@@ -47,6 +48,12 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
         "max_length": prepared.data.max_length,
         "data": dict(prepared.data.fingerprints),
     }
+
+
+def engine_record(prepared: Preparation) -> dict[str, str]:
+    """What computes, why it was chosen, where, and in which type."""
+    choice = prepared.choice
+    return {"name": choice.name, "reason": choice.reason, "device": prepared.device, "dtype": prepared.dtype}
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class TorchEngine:
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
         return [*device.hardware_problems(model), *quantization_problems(model.quantization)]
 
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        where = device.pick_device(model.device)
+        chosen = device.pick_dtype(model.dtype, device.DTYPES[stored], where)
+        return next(name for name, dtype in device.DTYPES.items() if dtype == chosen)
+
     def matmul_rate(self, dtype: Dtype) -> float:
         return device.matmul_rate(dtype)
 
