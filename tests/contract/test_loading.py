@@ -13,6 +13,7 @@ from tests.support.engines import BASE, open_inference, open_training
 from finetune.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from finetune.core.errors import ConfigError, ModelError, UsageError
 from finetune.engines.base import Engine, Feature
+from finetune.engines.features import FEATURES
 from finetune.engines.registry import needed_features, require
 
 
@@ -126,7 +127,7 @@ def test_a_merge_does_not_overwrite(engine: Engine, llama: Path, tmp_path: Path)
 def test_options_that_the_engine_lacks_are_refused_before_loading(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(engine), "features", engine.features - {Feature.QUANTIZATION})
+    monkeypatch.setitem(FEATURES, engine.name, engine.features - {Feature.QUANTIZATION})
     config = RunConfig(
         model=ModelConfig(name="x", quantization="4bit"),
         data=DataConfig(train_file="x"),
@@ -135,8 +136,8 @@ def test_options_that_the_engine_lacks_are_refused_before_loading(
     needed = needed_features(config)
     assert needed == {Feature.LORA, Feature.QUANTIZATION, Feature.GRADIENT_CHECKPOINTING}
     with pytest.raises(ConfigError, match=r"model\.quantization"):
-        require(engine, needed)
-    require(engine, needed - {Feature.QUANTIZATION})
+        require(engine.name, needed)
+    require(engine.name, needed - {Feature.QUANTIZATION})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
