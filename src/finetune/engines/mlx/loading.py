@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import ModelError
 from finetune.engines.mlx import compat
+from finetune.engines.mlx.device import DTYPES, use_device
 from finetune.engines.mlx.head import SplitModel, split_model
 from finetune.engines.mlx.layout import Layout, layout_of, without_prefix
 from finetune.engines.mlx.quantize import (
@@ -49,8 +50,9 @@ class BaseModel:
 def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseModel:
     """Read the directory, or draw the weights from `seed` where the configuration says `init: random`.
 
-    Raises ModelError for anything that does not fit together.
+    Raises ModelError for anything that does not fit together, UsageError for a device that the machine lacks.
     """
+    use_device(model_config.device)
     config = compat.read_config(path)
     model = compat.build_model(config)
     if model_config.init == "random":
@@ -72,7 +74,7 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
 
 def _dtype(model_config: ModelConfig, stored: Any) -> Any:
     if model_config.dtype != "auto":
-        return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[model_config.dtype]
+        return DTYPES[model_config.dtype]
     return mx.float32 if compat.on_cpu() else stored
 
 
@@ -131,6 +133,7 @@ class OpenedModel:
 
 def open_unread(path: Path, model_config: ModelConfig) -> OpenedModel:
     """Check the files of a model without reading its weights."""
+    use_device(model_config.device)
     config = compat.read_config(path)
     model = compat.build_model(config)
     _, layout, stored = _read_weights(path, model, config)
