@@ -29,9 +29,9 @@ def read_fitting(path: Path, shapes: Mapping[str, LinearShape], names: Mapping[s
 
 
 def within_layers(module: str) -> str:
-    """The name from the list of layers on: `model.h.0.attn.c_attn` -> `h.0.attn.c_attn`."""
+    """The name from the list of layers on, `h.0.attn.c_attn`; outside of the layers the last part, `lm_head`."""
     parts = module.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdigit()), 1)
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[max(0, number - 1) :])
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from finetune.config.schema import TrainingConfig
-from finetune.core.errors import CheckpointError, TrainingError
+from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
@@ -21,10 +19,7 @@ from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
 from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
-
-STATE_FILE = "optimizer.safetensors"
-_MASTER = "master:"  # float32 weights, where save_weights rounds them
-_CALLS = "calls"
+from finetune.engines.state_file import read_state, write_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +112,16 @@ class MLXTrainSession:
         self._trainable.save(self._weights, directory)
 
     def save_state(self, directory: Path) -> None:
-        arrays = {name: np.array(array) for name, array in self._state.items()}
-        if not self._trainable.exact:
-            arrays.update({f"{_MASTER}{name}": np.array(array) for name, array in self._weights.items()})
-        arrays[_CALLS] = np.array(self._calls, np.int64)
-        save_file(arrays, directory / STATE_FILE)
+        masters = {} if self._trainable.exact else self.weights()
+        write_state(directory, {name: np.array(array) for name, array in self._state.items()}, masters, self._calls)
 
     def load_state(self, directory: Path) -> None:
-        found = _read_state(directory / STATE_FILE)
-        self._calls = int(found.pop(_CALLS))
-        masters = {name.removeprefix(_MASTER): found.pop(name) for name in list(found) if name.startswith(_MASTER)}
-        shapes = {name: array.shape for name, array in self._state.items()}
-        if {name: array.shape for name, array in found.items()} != shapes:
-            raise CheckpointError(
-                f"{directory / STATE_FILE} belongs to another optimizer, model or adapter. "
-                "Resume with the configuration of the checkpoint."
-            )
-        weights = {name: mx.array(array) for name, array in masters.items()} or self._trainable.load(directory)
+        found = read_state(directory, {name: array.shape for name, array in self._state.items()})
+        masters = {name: mx.array(array) for name, array in found.masters.items()}
+        weights = masters or self._trainable.load(directory)
         self._weights = {name: weights[name] for name in self._weights}
-        self._state = {name: mx.array(found[name]) for name in self._state}
+        self._state = {name: mx.array(found.optimizer[name]) for name in self._state}
+        self._calls = found.calls
         self._trainable.bind(self._weights)
         mx.eval(self._weights, self._state)
 
@@ -145,10 +131,3 @@ class MLXTrainSession:
     def close(self) -> None:
         del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
         mx.clear_cache()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from None

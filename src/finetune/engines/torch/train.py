@@ -14,6 +14,7 @@ from finetune.engines.base import Generator
 from finetune.engines.state_file import read_state, write_state
 from finetune.engines.torch.device import PeakMemory, explained_memory
 from finetune.engines.torch.documents import flatten
+from finetune.engines.torch.generate import TorchGenerator
 from finetune.engines.torch.loss import summed_loss
 from finetune.engines.torch.optimizer import Optimizer
 from finetune.engines.torch.scoring import batch_loss
@@ -83,7 +84,7 @@ class TorchTrainSession:
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        raise NotImplementedError
+        return TorchGenerator(self._base, lambda adapter: None)
 
     def weights(self) -> Mapping[str, FloatArray]:
         return _as_arrays(self._masters.views(self._masters.weights))
