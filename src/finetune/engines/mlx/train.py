@@ -1,7 +1,8 @@
 """The training session: gradients summed over micro-batches, one guarded update, and a state that resumes exactly."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
-from finetune.engines.mlx.documents import Arranged
+from finetune.engines.mlx.documents import Arranged, arrange_for_workers
 from finetune.engines.mlx.generate import MLXGenerator
 from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
 from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
+from finetune.engines.mlx.workers import Workers
 from finetune.engines.state_file import read_state, write_state
+
+
+def _added(first: tuple[Any, Weights], second: tuple[Any, Weights]) -> tuple[Any, Weights]:
+    gradients = {name: first[1][name] + second[1][name] for name in first[1]}
+    return first[0] + second[0], gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class MLXTrainSession:
         self._calls = 0
         self._summed = summed_loss(self._base.split.head, self._base.vocabulary, training.label_smoothing)
         self._gradient = mx.value_and_grad(self._loss)
+        self._workers = Workers(training.batch_size if training.method != "full" else 1)
         mx.eval(self._weights, self._state)
 
     @property
@@ -61,15 +69,8 @@ class MLXTrainSession:
         tokens = sum(batch.trained_tokens for batch in micro_batches)
         if not tokens:
             raise TrainingError("A step has no token to train on. Check the loss masks with `ft dataset inspect`.")
-        calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
-        total = mx.array(0.0)
-        gradients: Weights = {}
         with explained_memory():
-            for number, call in enumerate(calls):
-                loss, part = self._micro_batch(call, number)
-                total = total + loss
-                gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
-                mx.async_eval(total, gradients)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
+            total, gradients = self._sums(micro_batches)
             updated = self._optimizer.update(
                 self._weights,
                 gradients,
@@ -84,6 +85,32 @@ class MLXTrainSession:
             mean = total / tokens
             mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]
         return MLXPendingStep(mean, updated.norm, updated.applied)
+
+    def _sums(self, micro_batches: Sequence[Batch]) -> tuple[Any, Weights]:
+        """(loss, gradients), summed over all trained tokens."""
+        split = self._base.split
+        if self._workers.count == 1 or not split.takes_documents:
+            calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
+            for sums in self._running_sums(enumerate(calls)):
+                mx.async_eval(sums)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
+            return sums
+        mx.eval(self._weights)
+        hands = arrange_for_workers(micro_batches, layers=split.layers, workers=self._workers.count)
+        numbered, number = [], 0
+        for hand in hands:
+            numbered.append(list(enumerate(hand, start=number)))
+            number += len(hand)
+        builds = [lambda calls=calls: list(self._running_sums(calls)) for calls in numbered]
+        parts = [chain[-1] for chain in self._workers.evaluate(builds)]
+        return reduce(_added, parts)
+
+    def _running_sums(self, calls: Iterable[tuple[int, Arranged]]) -> Iterator[tuple[Any, Weights]]:
+        """(loss, gradients) of the calls up to each, by their numbers within the step; nothing is computed yet."""
+        sums: tuple[Any, Weights] | None = None
+        for number, call in calls:
+            part = self._micro_batch(call, number)
+            sums = part if sums is None else _added(sums, part)
+            yield sums
 
     def _micro_batch(self, call: Arranged, number: int) -> tuple[Any, Weights]:
         """(summed loss, its gradients); the dropout key is a function of seed, step and micro-batch."""
@@ -129,5 +156,6 @@ class MLXTrainSession:
         return int(mx.get_peak_memory())
 
     def close(self) -> None:
+        self._workers.close()
         del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
         mx.clear_cache()
