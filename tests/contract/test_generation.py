@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.batches import batch_of, random_rows
+from tests.support.decoding import decode
 from tests.support.engines import open_inference, open_training
 from tests.support.tiny_models import VOCABULARY
 from transformers import AutoTokenizer
@@ -12,20 +13,9 @@ from transformers import AutoTokenizer
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import UsageError
 from finetune.core.types import Batch, GenerationRequest, Sampling
-from finetune.engines.base import Engine, Generator
+from finetune.engines.base import Engine
 
 PROMPT = tuple(range(10, 20))
-
-
-def decode(generator: Generator, *requests: GenerationRequest) -> list[list[int]]:
-    """Run the requests together to their end; the tokens of each."""
-    ids = [generator.add(request) for request in requests]
-    tokens: dict[int, list[int]] = {identifier: [] for identifier in ids}
-    while events := generator.step():
-        for event in events:
-            if event.token is not None:
-                tokens[event.request].append(event.token)
-    return [tokens[identifier] for identifier in ids]
 
 
 def test_greedy_text_of_stories260k_is_the_published_one(engine: Engine, shared: Path) -> None:
