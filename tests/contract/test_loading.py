@@ -123,7 +123,10 @@ def test_a_merge_does_not_overwrite(engine: Engine, llama: Path, tmp_path: Path)
     assert (tmp_path / "taken/file").read_text() == "mine"
 
 
-def test_options_that_the_engine_lacks_are_refused_before_loading(engine: Engine) -> None:
+def test_options_that_the_engine_lacks_are_refused_before_loading(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(engine), "features", engine.features - {Feature.QUANTIZATION})
     config = RunConfig(
         model=ModelConfig(name="x", quantization="4bit"),
         data=DataConfig(train_file="x"),

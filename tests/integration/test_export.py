@@ -1,14 +1,17 @@
 """`ft export` with the real engine: what is refused, and that a failed comparison leaves nothing behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
 from tests.support.in_process import ft_here as ft
 from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
 
+from finetune.config.schema import ModelConfig
 from finetune.core.errors import ModelError
-from finetune.engines.mlx.engine import MLXEngine
+from finetune.engines.base import Engine
+from finetune.engines.registry import choose_engine
 from finetune.workflows.export import export
 
 
@@ -39,16 +42,17 @@ def test_what_was_written_is_said_with_the_comparison(adapter: Path, tmp_path: P
 def test_an_export_that_answers_differently_fails_and_leaves_nothing(
     model: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge = MLXEngine.merge
+    engine = type(choose_engine(ModelConfig(name="any")))
+    merge = engine.merge
 
-    def wrong(self: MLXEngine, base: Path, *, adapter: Path, destination: Path) -> object:
-        report = merge(self, base, adapter=adapter, destination=destination)
+    def wrong(self: Engine, base: Path, *, destination: Path, **options: Any) -> object:
+        report = merge(self, base, destination=destination, **options)
         weights = load_file(destination / "model.safetensors")
         weights["model.layers.1.mlp.up_proj.weight"] += 0.01
         save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
         return report
 
-    monkeypatch.setattr(MLXEngine, "merge", wrong)
+    monkeypatch.setattr(engine, "merge", wrong)
     with pytest.raises(ModelError, match="does not answer like the original"):
         export(adapter, format="merged", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -29,3 +29,21 @@ def batch_of(rows: Sequence[IntArray], *, width: int | None = None, prompt: int 
         segments[index, :size] = 1
     positions = np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
     return Batch(inputs, targets, mask, positions, segments)
+
+
+def packed_batch(packs: Sequence[Sequence[IntArray]], *, prompt: int = 0, width: int | None = None) -> Batch:
+    """One row for each pack: its documents end to end, then padding to the longest pack or to `width`."""
+    length = width or max(sum(len(row) - 1 for row in pack) for pack in packs)
+    shape = (len(packs), length)
+    inputs, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    mask, segments, positions = np.zeros(shape, np.bool_), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for index, pack in enumerate(packs):
+        start = 0
+        for number, row in enumerate(pack, start=1):
+            end = start + len(row) - 1
+            inputs[index, start:end], targets[index, start:end] = row[:-1], row[1:]
+            mask[index, start + prompt : end] = True
+            segments[index, start:end] = number
+            positions[index, start:end] = np.arange(end - start)
+            start = end
+    return Batch(inputs, targets, mask, positions, segments)

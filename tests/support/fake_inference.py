@@ -75,10 +75,16 @@ class BigramSession:
         return LossSum(float(-logprobs.sum(dtype=np.float64)), batch.trained_tokens, correct)
 
     def token_logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
-        logits = self.tables[adapter][batch.inputs]
-        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        logprobs = self._logprobs(batch, adapter)
         chosen = np.take_along_axis(logprobs, batch.targets[..., None].astype(np.int64), -1)[..., 0]
         return np.where(batch.loss_mask, chosen, np.float32(0))
+
+    def logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
+        return self._logprobs(batch, adapter)[batch.loss_mask]
+
+    def _logprobs(self, batch: Batch, adapter: str | None) -> FloatArray:
+        logits = self.tables[adapter][batch.inputs]
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     def generator(self) -> "BigramGenerator":
         return BigramGenerator(self.tables)

@@ -5,7 +5,7 @@ A is (rank, in), B is (out, rank), a DoRA magnitude is (out,). Nothing here know
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from finetune.adapters.lora import lora_scale
@@ -63,8 +63,11 @@ class AdapterConfig:
 
     def scale(self, module: str, rank: int) -> float:
         """What B A is multiplied by in `module`, whose matrices have this rank."""
-        alpha = next((value for key, value in self.alpha_pattern.items() if _matches(key, module)), self.alpha)
-        return lora_scale(alpha, rank, use_rslora=self.use_rslora)
+        return lora_scale(self.alpha_of(module), rank, use_rslora=self.use_rslora)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha that the configuration gives to `module`."""
+        return next((value for key, value in self.alpha_pattern.items() if _matches(key, module)), self.alpha)
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration gives to `module`."""
@@ -73,15 +76,42 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter in memory: its configuration and its matrices by module path."""
+    """An adapter in memory: its configuration and its matrices by module path.
+
+    `notices` say what its files leave open and what was taken for it.
+    """
 
     config: AdapterConfig
     updates: Mapping[str, LoraUpdate]
+    notices: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Number of scalars."""
         return sum(update.size for update in self.updates.values())
+
+    def scale(self, module: str) -> float:
+        """What B A is multiplied by in `module`."""
+        return self.config.scale(module, self.updates[module].rank)
+
+    def renamed(self, names: Mapping[str, str]) -> "Adapter":
+        """The same adapter with other names for its modules; names that are not in `names` stay.
+
+        Ranks and alphas stay with their modules: the patterns are written out, as they may not match new names.
+        """
+        moved = {module: names.get(module, module) for module in self.updates}
+        if all(old == new for old, new in moved.items()):
+            return self
+        config, targets = self.config, self.config.target_modules
+        ranks = {new: self.updates[old].rank for old, new in moved.items()}
+        alphas = {new: config.alpha_of(old) for old, new in moved.items()}
+        renamed = replace(
+            config,
+            target_modules=targets if isinstance(targets, str) else tuple(moved.get(name, name) for name in targets),
+            rank_pattern={module: rank for module, rank in ranks.items() if rank != config.rank},
+            alpha_pattern={module: alpha for module, alpha in alphas.items() if alpha != config.alpha},
+        )
+        return replace(self, config=renamed, updates={moved[old]: update for old, update in self.updates.items()})
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -105,7 +135,7 @@ def joined(found: Mapping[str, Mapping[str, FloatArray]], problems: list[str]) -
         if missing:
             problems.append(f"{module}: {' and '.join(f'lora_{name.upper()}' for name in sorted(missing))} is missing")
             continue
-        update = LoraUpdate(**arrays)
+        update = _update(arrays)
         if update.a.ndim != 2 or update.b.ndim != 2 or update.rank != update.b.shape[1]:
             problems.append(f"{module}: A {update.a.shape} and B {update.b.shape} do not form an update")
         elif update.magnitude is not None and update.magnitude.shape != update.b.shape[:1]:
@@ -115,3 +145,11 @@ def joined(found: Mapping[str, Mapping[str, FloatArray]], problems: list[str]) -
     if not found:
         problems.append("it holds no LoRA tensor")
     return updates
+
+
+def _update(arrays: Mapping[str, FloatArray]) -> LoraUpdate:
+    """A magnitude may also be a row or a column."""
+    magnitude = arrays.get("magnitude")
+    if magnitude is not None and magnitude.ndim == 2 and 1 in magnitude.shape:
+        magnitude = magnitude.reshape(-1)
+    return LoraUpdate(arrays["a"], arrays["b"], magnitude)

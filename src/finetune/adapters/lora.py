@@ -32,3 +32,10 @@ def seeded_init(seed: int) -> AdapterInit:
 def lora_scale(alpha: float, rank: int, *, use_rslora: bool) -> float:
     """alpha / rank (Hu et al. 2021), or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def alpha_for(scale: float, rank: int) -> float:
+    """The alpha whose alpha / rank is `scale`: exactly where such a float exists, else to its last bit."""
+    alpha = scale * rank
+    near = (alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf))
+    return next((value for value in near if value / rank == scale), alpha)

@@ -1,6 +1,8 @@
 """PEFT's adapter files, which are ours too: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,19 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from finetune.adapters.adapter import PREFIX, Adapter, AdapterConfig, LoraUpdate, joined, peft_names
+from finetune.adapters.peft_limits import refused_options, refused_tensor
 from finetune.adapters.tensors import read_tensors
 from finetune.core.errors import ModelError
 from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune.core.types import FloatArray
 
-_SUFFIXES = {".lora_A.weight": "a", ".lora_B.weight": "b", ".lora_magnitude_vector": "magnitude"}
+# PEFT leaves an adapter's name out when it saves; a state dict that was saved by other means still has it.
+_TENSOR = re.compile(
+    rf"{re.escape(PREFIX)}(?P<module>.+?)\."
+    r"(?:lora_(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight"
+    r"|lora_magnitude_vector(?:\.(?!weight$)(?P<of>[^.]+))?(?:\.weight)?)"
+)
+_MATRICES = {"A": "a", "B": "b", None: "magnitude"}
 
 
 def write_adapter(directory: Path, adapter: Adapter) -> None:
@@ -24,11 +33,12 @@ def write_adapter(directory: Path, adapter: Adapter) -> None:
         named = zip(peft_names(module), update, strict=True)
         tensors.update({name: array for name, array in named if array is not None})
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    document = json.dumps(_peft_document(adapter.config), indent=2, sort_keys=True)
+    document = json.dumps(peft_document(adapter.config), indent=2, sort_keys=True)
     (directory / ADAPTER_CONFIG).write_text(document + "\n", encoding="utf-8")
 
 
-def _peft_document(config: AdapterConfig) -> dict[str, Any]:
+def peft_document(config: AdapterConfig) -> dict[str, Any]:
+    """The content of `adapter_config.json`."""
     targets = config.target_modules
     return {
         "peft_type": "LORA",
@@ -55,70 +65,93 @@ def _plain(value: float) -> int | float:
 
 
 def peft_config(directory: Path, document: Mapping[str, Any]) -> AdapterConfig:
-    """What `adapter_config.json` says. Raises ModelError for what is missing or not LoRA."""
-    problems = _unsupported(document)
-    rank, alpha = document.get("r"), document.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1:
-        problems.append(f"r = {rank!r} is not a rank")
-    if not isinstance(alpha, int | float):
-        problems.append(f"lora_alpha = {alpha!r} is not a number")
-    if problems or not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise ModelError(f"{directory / ADAPTER_CONFIG} cannot be used: {'; '.join(problems)}.")
+    """What `adapter_config.json` says. Raises ModelError with all that is missing or not plain LoRA."""
+    problems = refused_options(document)
+    if document.get("peft_type") == "LORA":
+        problems += _wrong_values(document)
+    if problems:
+        raise ModelError("\n  ".join([f"{directory / ADAPTER_CONFIG} cannot be used:", *problems]))
     targets = document.get("target_modules") or ()
     return AdapterConfig(
-        rank=rank,
-        alpha=float(alpha),
+        rank=document["r"],
+        alpha=float(document["lora_alpha"]),
         target_modules=targets if isinstance(targets, str) else tuple(targets),
         base_model=document.get("base_model_name_or_path") or "",
         dropout=float(document.get("lora_dropout") or 0.0),
         use_rslora=bool(document.get("use_rslora")),
         use_dora=bool(document.get("use_dora")),
         rank_pattern=document.get("rank_pattern") or {},
-        alpha_pattern=document.get("alpha_pattern") or {},
+        alpha_pattern={key: float(value) for key, value in (document.get("alpha_pattern") or {}).items()},
         fan_in_fan_out=bool(document.get("fan_in_fan_out")),
     )
 
 
-def _unsupported(document: Mapping[str, Any]) -> list[str]:
+def _wrong_values(document: Mapping[str, Any]) -> list[str]:
     problems = []
-    if document.get("peft_type") != "LORA":
-        problems.append(f"peft_type = {document.get('peft_type')!r}, and only LORA is supported")
-    if document.get("modules_to_save"):
-        problems.append(f"modules_to_save = {document['modules_to_save']!r}, and only adapters can be loaded")
-    if document.get("bias", "none") != "none":
-        problems.append(f"bias = {document['bias']!r}, and trained biases are not supported")
+    if not _is_rank(document.get("r")):
+        problems.append(f"r = {document.get('r')!r} is not a rank")
+    if not _is_alpha(document.get("lora_alpha")):
+        problems.append(f"lora_alpha = {document.get('lora_alpha')!r} is not a scale numerator")
+    for key, fits, kind in (("rank_pattern", _is_rank, "rank"), ("alpha_pattern", _is_alpha, "scale numerator")):
+        pattern = document.get(key) or {}
+        if not isinstance(pattern, dict):
+            problems.append(f"{key} = {pattern!r} is not a mapping")
+            continue
+        problems += [f"{key}: {name!r} is no pattern" for name in pattern if not _is_pattern(name)]
+        problems += [f"{key}: {value!r} is not a {kind}" for value in pattern.values() if not fits(value)]
     return problems
 
 
-def read_peft(directory: Path, document: Mapping[str, Any]) -> Adapter:
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value != 0
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def read_peft(weights: Path, document: Mapping[str, Any]) -> Adapter:
     """Read the weights, given the content of `adapter_config.json`. Raises ModelError with all that is wrong."""
-    config = peft_config(directory, document)
-    path = directory / ADAPTER_WEIGHTS
-    found: dict[str, dict[str, FloatArray]] = {}
-    problems = []
-    for name, tensor in read_tensors(path).items():
-        suffix = next((known for known in _SUFFIXES if name.endswith(known)), None)
-        if suffix is None or not name.startswith(PREFIX):
-            problems.append(f"unexpected tensor {name}")
-            continue
-        found.setdefault(name[len(PREFIX) : -len(suffix)], {})[_SUFFIXES[suffix]] = tensor
-    updates = joined(found, problems)
-    problems.extend(_problems(config, updates))
+    config = peft_config(weights.parent, document)
+    problems: list[str] = []
+    updates = joined(_by_module(read_tensors(weights), problems), problems)
+    problems.extend(_contradictions(config, updates))
     if problems:
-        raise ModelError("\n  ".join([f"{path} cannot be used:", *problems]))
+        raise ModelError("\n  ".join([f"{weights} cannot be used:", *problems]))
     return Adapter(config, updates)
 
 
-def _problems(config: AdapterConfig, updates: Mapping[str, LoraUpdate]) -> list[str]:
+def _by_module(tensors: Mapping[str, FloatArray], problems: list[str]) -> dict[str, dict[str, FloatArray]]:
+    found: dict[str, dict[str, FloatArray]] = {}
+    names: set[str] = set()
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        if match is None:
+            problems.append(refused_tensor(key))
+            continue
+        names.add(match["name"] or match["of"] or "")
+        found.setdefault(match["module"], {})[_MATRICES[match["matrix"]]] = tensor
+    if len(names) > 1:
+        listed = ", ".join(repr(name) for name in sorted(names))
+        problems.append(f"it holds several adapters ({listed}). Save each of them in a directory of its own")
+    return found
+
+
+def _contradictions(config: AdapterConfig, updates: Mapping[str, LoraUpdate]) -> list[str]:
     """What the weights contradict in the configuration."""
     found = []
     for module, update in updates.items():
         if update.rank != config.rank_of(module):
             found.append(f"{module}: rank {update.rank}, and the configuration says {config.rank_of(module)}")
         if config.use_dora != (update.magnitude is not None):
-            found.append(f"{module}: use_dora is {config.use_dora}, and the magnitude is {_found(update)}")
+            there = "missing" if update.magnitude is None else "there"
+            found.append(f"{module}: use_dora is {config.use_dora}, and the magnitude is {there}")
     return found
-
-
-def _found(update: LoraUpdate) -> str:
-    return "missing" if update.magnitude is None else "there"

@@ -1,5 +1,6 @@
-"""Reads safetensors files into float32 NumPy arrays, bfloat16 included, which NumPy has no type for."""
+"""Reads safetensors and NumPy files into float32 arrays, bfloat16 included, which NumPy has no type for."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +9,23 @@ from safetensors import SafetensorError, deserialize
 from finetune.core.errors import ModelError
 from finetune.core.types import FloatArray
 
+NPZ = ".npz"
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def read_tensors(path: Path) -> dict[str, FloatArray]:
-    """Every tensor of the file as float32. Raises ModelError where it is missing or damaged."""
+    """Every tensor of a .safetensors or .npz file as float32. Raises ModelError where it is missing or damaged."""
     try:
-        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        return _read_npz(path) if path.suffix == NPZ else _read_safetensors(path)
     except FileNotFoundError:
         raise ModelError(f"{path.parent} holds no {path.name}. Copy the adapter again.") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path} cannot be read: {error}. Copy the file again.") from None
-    unknown = sorted({entry["dtype"] for _, entry in entries} - _TYPES.keys())
-    if unknown:
-        raise ModelError(f"{path} holds tensors of type {', '.join(unknown)}. Adapters are of floating point types.")
+
+
+def _read_safetensors(path: Path) -> dict[str, FloatArray]:
+    entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    _refuse_types(path, {entry["dtype"] for _, entry in entries} - _TYPES.keys())
     return {name: _as_float32(entry["data"], entry["dtype"], entry["shape"]) for name, entry in entries}
 
 
@@ -30,3 +34,21 @@ def _as_float32(data: bytes, dtype: str, shape: list[int]) -> FloatArray:
     if dtype == "BF16":  # the upper half of a float32
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32).reshape(shape)
+
+
+def _read_npz(path: Path) -> dict[str, FloatArray]:
+    """Without pickled objects, which could run a program."""
+    with path.open("rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is not a NumPy archive")
+        arrays = {name: file[name] for name in file.files}
+    _refuse_types(path, {str(array.dtype) for array in arrays.values() if array.dtype.kind != "f"})
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _refuse_types(path: Path, unknown: set[str]) -> None:
+    if unknown:
+        raise ModelError(
+            f"{path} holds tensors of type {', '.join(sorted(unknown))}. Adapters are of floating point types."
+        )

@@ -33,6 +33,11 @@ class Batch:
         return int(np.count_nonzero(self.segments))
 
     @property
+    def documents(self) -> int:
+        """Rows of the data set in it: packed rows hold several."""
+        return int(self.segments.max(axis=1).sum())
+
+    @property
     def trained_tokens(self) -> int:
         """Tokens whose loss counts."""
         return int(np.count_nonzero(self.loss_mask))

@@ -1,8 +1,8 @@
-"""From encoded rows to batches: which rows a step takes, and how they are cut and padded.
+"""From encoded rows to batches: which rows a step takes, and how they are cut and laid out.
 
 The rows of a step are a pure function of (seed, step number), so the cursor of a checkpoint is that number.
-Within a step rows are sorted by length and cut into micro-batches; loss and gradients are sums over trained
-tokens, so the cut has no influence on the result.
+Within a step rows are cut into micro-batches, padded side by side or packed end to end (`packing.py`); loss and
+gradients are sums over trained tokens, so the cut has no influence on the result.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.core.errors import DataError
 from finetune.core.types import Batch, IntArray
+from finetune.data.packing import collate_packed, pack
 from finetune.data.rows import EncodedRow
 
 _FINEST = 8  # tokens between padded lengths
@@ -30,6 +31,7 @@ class BatchPlan:
         max_tokens: int | None,
         seed: int,
         pad_id: int,
+        packing: bool = False,
     ) -> None:
         if not rows:
             raise DataError("There are no rows to train on.")
@@ -39,16 +41,17 @@ class BatchPlan:
         self._max_tokens = max_tokens
         self._seed = seed
         self._pad_id = pad_id
+        self._packing = packing
         self._longest = max(map(len, rows)) - 1
         self.steps_per_epoch = -(-len(rows) // rows_per_step)
         self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int32))
 
     def step(self, index: int) -> tuple[Batch, ...]:
         """The micro-batches of step `index`, counted from 0 over all epochs."""
-        chosen = sorted(self.row_numbers(index), key=lambda number: len(self._rows[number]))
-        rows = [self._rows[number] for number in chosen]
-        cuts = cut_by_length(rows, self._longest, max_rows=self._max_rows, max_tokens=self._max_tokens)
-        return tuple(collate(cut, padded_length(len(cut[-1]) - 1, self._longest), self._pad_id) for cut in cuts)
+        rows = [self._rows[number] for number in self.row_numbers(index)]
+        if self._packing:
+            return tuple(_packed(rows, self._max_rows, self._max_tokens))
+        return tuple(_padded(rows, self._longest, self._max_rows, self._max_tokens, self._pad_id))
 
     def row_numbers(self, index: int) -> list[int]:
         """Which rows step `index` reads."""
@@ -64,12 +67,25 @@ class BatchPlan:
 
 
 def evaluation_batches(
-    rows: Sequence[EncodedRow], *, max_rows: int, max_tokens: int | None, pad_id: int
+    rows: Sequence[EncodedRow], *, max_rows: int, max_tokens: int | None, pad_id: int, packing: bool = False
 ) -> Iterator[Batch]:
-    """All rows once, shortest first. The summed loss does not depend on how they are cut."""
-    ordered = sorted(rows, key=len)
-    longest = len(ordered[-1]) - 1 if ordered else 0
-    for cut in cut_by_length(ordered, longest, max_rows=max_rows, max_tokens=max_tokens):
+    """All rows once. The summed loss depends neither on how they are cut nor on how they are laid out."""
+    if not rows:
+        return iter(())
+    if packing:
+        return _packed(rows, max_rows, max_tokens)
+    return _padded(rows, max(map(len, rows)) - 1, max_rows, max_tokens, pad_id)
+
+
+def _packed(rows: Sequence[EncodedRow], max_rows: int, max_tokens: int | None) -> Iterator[Batch]:
+    for group in pack([len(row) - 1 for row in rows], max_rows=max_rows, max_tokens=max_tokens):
+        yield collate_packed([rows[number] for number in group])
+
+
+def _padded(
+    rows: Sequence[EncodedRow], longest: int, max_rows: int, max_tokens: int | None, pad_id: int
+) -> Iterator[Batch]:
+    for cut in cut_by_length(sorted(rows, key=len), longest, max_rows=max_rows, max_tokens=max_tokens):
         yield collate(cut, padded_length(len(cut[-1]) - 1, longest), pad_id)
 
 

@@ -127,6 +127,10 @@ class InferenceSession(Protocol):
         """log p(target) in nats, [B, T]; 0 where `loss_mask` is False."""
         ...
 
+    def logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
+        """log p of every token of the vocabulary where `loss_mask` is True, in nats, [N, V]: for few positions."""
+        ...
+
     def generator(self) -> Generator:
         """A decoder over the base and all adapters."""
         ...
@@ -160,6 +164,10 @@ class Engine(Protocol):
 
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
         """Why `model.device` or `model.dtype` cannot be had on this machine, one sentence each, before any loading."""
+        ...
+
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        """The type that weights and products get where the files hold mostly `stored`."""
         ...
 
     def matmul_rate(self, dtype: Dtype) -> float:

@@ -1,30 +1,107 @@
 """Chooses an engine for a configuration, and refuses what it cannot do before anything is loaded."""
 
-from collections.abc import Iterable
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from finetune.config.schema import ModelConfig, RunConfig
-from finetune.core.errors import ConfigError, UsageError
+from finetune.core.errors import ConfigError, ModelError, UsageError
 from finetune.engines.base import Engine, Feature
+from finetune.engines.features import FEATURES
+from finetune.models.source import find_directory, read_config
+
+EngineName: TypeAlias = Literal["mlx", "pytorch"]
+
+ENGINES: tuple[EngineName, ...] = ("mlx", "pytorch")
+LIBRARY: Mapping[EngineName, str] = {"mlx": "mlx", "pytorch": "torch"}
+HOW_TO_INSTALL: Mapping[EngineName, str] = {
+    "mlx": "Install MLX: `pip install mlx` on Apple silicon, `pip install 'mlx[cpu]'` on Linux.",
+    "pytorch": (
+        "Install PyTorch: `pip install 'finetune[torch]'`. On a machine without an NVIDIA card, "
+        "`pip install torch --index-url https://download.pytorch.org/whl/cpu` first spares gigabytes of CUDA packages."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine runs, and why: a phrase to put in brackets."""
+
+    name: EngineName
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def choose(model: ModelConfig) -> EngineChoice:
+    """The engine that `model.backend` names. Imports no engine's library.
+
+    `auto` is MLX on Apple silicon and for files that only MLX reads; elsewhere PyTorch where it is installed, because
+    MLX's matrix products on Linux CPUs are slower, and else MLX.
+    """
+    if model.backend != "auto":
+        return EngineChoice(model.backend, f"model.backend={model.backend}")
+    if on_apple_silicon():
+        return EngineChoice("mlx", "auto: the faster one on Apple silicon")
+    if _quantised_for_mlx(model.name):
+        return EngineChoice("mlx", "auto: the files of this model are quantised for MLX")
+    # The second condition goes once the engine can merge.
+    if is_installed("pytorch") and importlib.util.find_spec("finetune.engines.torch.merge"):
+        return EngineChoice("pytorch", "auto: PyTorch is installed, and this is not Apple silicon")
+    return EngineChoice("mlx", "auto: PyTorch, faster on this machine, is not installed")
 
 
 def choose_engine(model: ModelConfig) -> Engine:
-    """The engine that `model.backend` names; `auto` is MLX.
+    """The engine of `choose`, ready to use. Imports the engine's library.
 
-    Imports the engine's library. Raises UsageError for an engine that this version does not have, or whose
-    library is not installed.
+    Raises UsageError with what to install where the library is not there, and ConfigError where this machine
+    cannot do what `model.device` and `model.dtype` ask for.
     """
-    if model.backend == "pytorch":
+    engine = load_engine(choose(model))
+    problems = engine.hardware_problems(model)
+    if problems:
+        raise ConfigError("The configuration", problems)
+    return engine
+
+
+def load_engine(choice: EngineChoice) -> Engine:
+    """Import the library of an engine that was chosen. Raises UsageError where that fails."""
+    if not is_installed(choice.name):
         raise UsageError(
-            "model.backend=pytorch: this version has no PyTorch engine yet. Use model.backend=mlx, or leave it out."
+            f"The {choice} engine cannot run: {LIBRARY[choice.name]} is not installed. {HOW_TO_INSTALL[choice.name]}"
         )
     try:
-        from finetune.engines.mlx.engine import MLXEngine
-    except ImportError as error:
-        raise UsageError(
-            f"The MLX engine cannot be loaded: {error}. Install it with `pip install mlx` on Apple silicon, "
-            "`pip install 'mlx[cpu]'` on Linux."
-        ) from error
-    return MLXEngine()
+        if choice.name == "mlx":
+            from finetune.engines.mlx.engine import MLXEngine
+
+            return MLXEngine()
+        from finetune.engines.torch.engine import TorchEngine
+
+        return TorchEngine()
+    except (ImportError, OSError) as error:  # OSError: a shared library of the wheel that this machine lacks
+        raise UsageError(f"The {choice} engine cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}") from error
+
+
+def is_installed(name: EngineName) -> bool:
+    """Whether the engine's library can be found; it is not imported."""
+    return importlib.util.find_spec(LIBRARY[name]) is not None
+
+
+def on_apple_silicon() -> bool:
+    """Whether MLX computes with Metal here."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _quantised_for_mlx(name: str) -> bool:
+    """Whether the model is there and its config.json describes MLX's packed weights."""
+    try:
+        return isinstance(read_config(find_directory(name)).get("quantization"), dict)
+    except ModelError:
+        return False
 
 
 def needed_features(config: RunConfig) -> frozenset[Feature]:
@@ -49,12 +126,18 @@ _OPTIONS = {
 }
 
 
-def require(engine: Engine, features: Iterable[Feature]) -> None:
-    """Refuse, with a ConfigError that names every option, what the engine lacks."""
-    missing = sorted(set(features) - engine.features)
+def require(engine: str, features: Iterable[Feature]) -> None:
+    """Refuse, with a ConfigError that names every option, what the engine lacks, and say which engine has it."""
+    missing = sorted(set(features) - FEATURES[engine])
     if missing:
-        problems = [
-            f"{_OPTIONS[feature]}: the {engine.name} engine of this version cannot do it. Leave it out."
-            for feature in missing
-        ]
-        raise ConfigError("The configuration", problems)
+        raise ConfigError("The configuration", [_refusal(engine, feature) for feature in missing])
+
+
+def _refusal(engine: str, feature: Feature) -> str:
+    able = [name for name in ENGINES if feature in FEATURES[name]]
+    if not able:
+        return f"{_OPTIONS[feature]}: no engine of this version can do it. Leave it out."
+    sentence = f"{_OPTIONS[feature]}: the {engine} engine of this version cannot do it; the {able[0]} engine can. "
+    if is_installed(able[0]):
+        return f"{sentence}Set model.backend: {able[0]}, or leave it out."
+    return f"{sentence}Set model.backend: {able[0]}, or leave it out. {HOW_TO_INSTALL[able[0]]}"

@@ -46,11 +46,12 @@ class Evaluator:
     tokenizer: TextTokenizer
     context_length: int | None
     max_rows: int = 8
+    packing: bool = False  # rows end to end, where the engine prefers it
 
     def scores(
         self, session: InferenceSession, *, adapter: str | None = None, progress: Callable[[int], None] | None = None
     ) -> Scores:
-        """Loss over all rows and answers to all questions. The loss does not depend on `max_rows`.
+        """Loss over all rows and answers to all questions. The loss depends on neither `max_rows` nor `packing`.
 
         `progress` is told the number of rows scored so far.
         """
@@ -77,10 +78,12 @@ class Evaluator:
 
     def _loss(self, session: InferenceSession, adapter: str | None, progress: Callable[[int], None] | None) -> LossSum:
         total, done = LossSum(0.0, 0, 0), 0
-        batches = evaluation_batches(self.rows, max_rows=self.max_rows, max_tokens=None, pad_id=self.tokenizer.pad_id)
+        batches = evaluation_batches(
+            self.rows, max_rows=self.max_rows, max_tokens=None, pad_id=self.tokenizer.pad_id, packing=self.packing
+        )
         for batch in batches:
             total += session.loss(batch, adapter=adapter)
-            done += len(batch.inputs)
+            done += batch.documents
             if progress is not None:
                 progress(done)
         return total

@@ -51,6 +51,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    start: int  # of its data, in bytes from the beginning of the file
 
     @property
     def elements(self) -> int:
@@ -80,7 +81,7 @@ def read_header(file: Path) -> tuple[TensorInfo, ...]:
     if not isinstance(header, dict):
         raise ModelError(_damaged(file, "its header is not a JSON object"))
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    tensors = tuple(_tensor(file, name, entry, size - 8 - length) for name, entry in sorted(entries.items()))
+    tensors = tuple(_tensor(file, name, entry, 8 + length, size) for name, entry in sorted(entries.items()))
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if end != size - 8 - length:
         raise ModelError(
@@ -89,11 +90,13 @@ def read_header(file: Path) -> tuple[TensorInfo, ...]:
     return tensors
 
 
-def _tensor(file: Path, name: str, entry: Any, data_bytes: int) -> TensorInfo:
+def _tensor(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+    """`data` is where the file's data begins, `size` where it ends."""
     try:
-        tensor = TensorInfo(name, tuple(int(length) for length in entry["shape"]), str(entry["dtype"]), file)
         begin, end = entry["data_offsets"]
-        fits = 0 <= begin <= end <= data_bytes and end - begin == tensor.bytes and min(tensor.shape, default=0) >= 0
+        shape = tuple(int(length) for length in entry["shape"])
+        tensor = TensorInfo(name, shape, str(entry["dtype"]), file, data + begin)
+        fits = 0 <= begin <= end <= size - data and end - begin == tensor.bytes and min(tensor.shape, default=0) >= 0
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(_damaged(file, f"the entry of {name} is not complete or of an unknown type")) from error
     if not fits:
@@ -163,6 +166,14 @@ def read_weights(directory: Path) -> tuple[TensorInfo, ...]:
     tensors = tuple(tensor for file in weight_files(directory) for tensor in read_header(file))
     if (directory / INDEX).is_file():
         _require_index(directory, tensors)
+    return tensors
+
+
+def read_model_weights(directory: Path) -> tuple[TensorInfo, ...]:
+    """`read_weights` of a model that is to be loaded: a directory without any is refused."""
+    tensors = read_weights(directory)
+    if not tensors:
+        raise ModelError(f"{directory} holds no model*.safetensors weights. Copy the model again, or choose another.")
     return tensors
 
 

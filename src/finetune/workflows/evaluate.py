@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.core.errors import DataError, UsageError
 from finetune.data.tokenizer import TextTokenizer
+from finetune.engines.registry import choose_engine
 from finetune.evaluation.evaluator import Evaluator, Question, Scores
 from finetune.generation.requests import Prompt
 from finetune.models.source import ModelSource
@@ -54,6 +55,8 @@ def evaluate(
     adapter: Path | str | None = None,
     data: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     template: str | None = None,
     limit: int | None = None,
     generate: int | None = None,
@@ -72,6 +75,8 @@ def evaluate(
         model=model,
         adapter=None if adapter is None else Path(adapter),
         checkpoint=checkpoint,
+        backend=backend,
+        device=device,
     )
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
@@ -86,7 +91,8 @@ def evaluate(
     questions = _questions(held_out, source, tokenizer, on_notice)
     if subject.model.init == "random":
         on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
-    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length)
+    packing = choose_engine(subject.model).packs_rows
+    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length, packing=packing)
     base, tuned = _scores(subject, source, evaluator, on_progress)
     return EvaluationResult(
         model=subject.model.name,

@@ -62,13 +62,26 @@ def open_run(path: Path) -> Run:
 
 
 def find_subject(
-    run: Path | None = None, *, model: str | None = None, adapter: Path | None = None, checkpoint: str | None = None
+    run: Path | None = None,
+    *,
+    model: str | None = None,
+    adapter: Path | None = None,
+    checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
 ) -> Subject:
     """The model that RUN, --model, --adapter and --checkpoint describe together.
 
-    A run may stand in each of the first three places. Raises UsageError for combinations that contradict each
-    other, and ModelError or CheckpointError for what is not there.
+    A run may stand in each of the first three places; `backend` and `device` go before its own. Raises UsageError
+    for combinations that contradict each other, and ModelError or CheckpointError for what is not there.
     """
+    subject = _found(run, model, adapter, checkpoint)
+    wanted = {"backend": backend, "device": device}
+    where = {key: value for key, value in wanted.items() if value is not None}
+    return replace(subject, model=subject.model.model_copy(update=where))
+
+
+def _found(run: Path | None, model: str | None, adapter: Path | None, checkpoint: str | None) -> Subject:
     if model is not None and is_run(Path(model)):
         run, model = _only_one(run, Path(model), "--model"), None
     if adapter is not None and is_run(adapter):

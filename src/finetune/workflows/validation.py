@@ -22,6 +22,7 @@ def validation_of(prepared: Preparation) -> Validation | None:
             max_rows=training.batch_size,
             max_tokens=training.max_batch_tokens,
             pad_id=prepared.tokenizer.pad_id,
+            packing=bool(training.packing),
         )
 
     def answers(generator: Generator) -> Iterator[SampleAnswer]:

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate, compact_targets
 from finetune.adapters.lora import lora_scale, seeded_init
-from finetune.adapters.mlx_lm import write_mlx_lm
 from finetune.adapters.peft import write_adapter
 from finetune.adapters.store import is_adapter, read_adapter, read_adapter_config
 from finetune.adapters.tensors import read_tensors
@@ -91,6 +90,12 @@ def test_scale_follows_pattern_and_rslora() -> None:
         ({"bias": "all"}, "bias"),
         ({"r": 0}, "r = 0 is not a rank"),
         ({"lora_alpha": "x"}, "lora_alpha = 'x'"),
+        ({"lora_alpha": 0}, "lora_alpha = 0 is not a scale numerator"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern: '\(' is no pattern"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern: None is not a scale numerator"),
+        ({"rank_pattern": [1]}, r"rank_pattern = \[1\] is not a mapping"),
+        ({"init_lora_weights": "pissa_niter_4"}, "the base's own weights were changed"),
+        ({"trainable_token_indices": [1]}, "rows of the embedding were trained"),
         ({"r": 3}, "rank 4, and the configuration says 3"),
     ],
 )
@@ -171,51 +176,6 @@ def test_targets_are_compact_where_that_says_the_same() -> None:
     available = ["a.0.q_proj", "a.1.q_proj", "a.0.up_proj"]
     assert compact_targets(["a.0.q_proj", "a.1.q_proj"], available) == ("q_proj",)
     assert compact_targets(["a.0.q_proj"], available) == ("a.0.q_proj",)
-
-
-def test_mlx_lm_files_are_transposed_and_carry_the_scale(tmp_path: Path) -> None:
-    ours = adapter()
-    write_mlx_lm(tmp_path, ours, layers=2)
-    tensors = load_file(tmp_path / "adapters.safetensors")
-    np.testing.assert_array_equal(tensors[f"{MODULES[0]}.lora_a"], ours.updates[MODULES[0]].a.T)
-    document = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert document["lora_parameters"] == {
-        "rank": 4,
-        "scale": 2.0,
-        "dropout": 0.0,
-        "keys": ["mlp.up_proj", "self_attn.q_proj"],
-    }
-    assert (document["num_layers"], document["fine_tune_type"]) == (2, "lora")
-    back = read_adapter(tmp_path)
-    assert_same_pairs(back, ours)
-    assert back.config.scale(MODULES[0], 4) == 2.0
-
-
-def test_mlx_lm_has_no_place_for_several_scales(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="one rank and one scale"):
-        write_mlx_lm(tmp_path, adapter(alpha_pattern={"up_proj": 3.0}), layers=2)
-
-
-def test_mlx_lm_problems_are_reported_at_once(tmp_path: Path) -> None:
-    write_mlx_lm(tmp_path, adapter(), layers=2)
-    rewrite(tmp_path, fine_tune_type="dora", lora_parameters={"rank": 4})
-    tensors = load_file(tmp_path / "adapters.safetensors")
-    save_file({**tensors, "model.layers.0.m": np.zeros(1, np.float32)}, tmp_path / "adapters.safetensors")
-    with pytest.raises(ModelError) as caught:
-        read_adapter(tmp_path)
-    for part in ("only lora is supported", "scale = None", "unexpected tensor model.layers.0.m"):
-        assert part in str(caught.value)
-
-
-def test_a_real_mlx_lm_adapter_is_read(shared: Path) -> None:
-    found = read_adapter(shared / "adapters/mlx_qwen2.5-0.5b")
-    document = json.loads((shared / "adapters/mlx_qwen2.5-0.5b/adapter_config.json").read_text())
-    for module, matrices in found.updates.items():
-        assert module.startswith("model.layers.")
-        rank = matrices.a.shape[0]
-        assert rank == document["lora_parameters"]["rank"] == matrices.b.shape[1]
-        assert found.config.scale(module, rank) == pytest.approx(document["lora_parameters"]["scale"])
-    assert len(found.updates) > 4
 
 
 def test_the_draw_of_a_follows_seed_and_name_alone() -> None:

@@ -1,14 +1,16 @@
 """Puts adapters onto a base model: names and shapes checked, LoRA layers inserted, weights moved to the device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from finetune.adapters.adapter import Adapter
+from finetune.adapters.adapter import Adapter, LoraUpdate
 from finetune.adapters.fitting import read_fitting
 from finetune.adapters.targets import LinearShape
+from finetune.engines.mlx.dora import RowNorms
 from finetune.engines.mlx.head import unsplit
 from finetune.engines.mlx.layout import Layout
 from finetune.engines.mlx.loading import BaseModel
@@ -21,6 +23,7 @@ class AdaptableModel:
 
     base: BaseModel
     slot: LoraSlot
+    layers: Mapping[str, Any]  # the frozen linear modules, by PEFT's names
 
 
 def adapter_shapes(model: Any, layout: Layout, head: str = "") -> dict[str, LinearShape]:
@@ -33,10 +36,10 @@ def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
     names = {path: base.layout.adapter_name(path) for path in linear_paths(base.model)}
     paths = {path: name for path, name in names.items() if name in modules}
     slot = LoraSlot()
-    insert_lora(base.model, paths, slot)
+    layers = insert_lora(base.model, paths, slot)
     if base.split.head.path in paths:  # the head is adapted: only the model itself computes its logits
-        base = replace(base, split=unsplit(base.model))
-    return AdaptableModel(base, slot)
+        base = replace(base, split=unsplit(base.split, base.model))
+    return AdaptableModel(base, slot, layers)
 
 
 def read_for(model: Any, layout: Layout, directory: Path) -> Adapter:
@@ -45,9 +48,16 @@ def read_for(model: Any, layout: Layout, directory: Path) -> Adapter:
     return read_fitting(directory, adapter_shapes(model, layout), names)
 
 
-def on_device(adapter: Adapter) -> dict[str, LoraWeights]:
-    """An adapter as the slot takes it."""
+def on_device(adapter: Adapter, norms: RowNorms) -> dict[str, LoraWeights]:
+    """An adapter as the slot takes it; `norms` are of the modules that have a magnitude."""
     return {
-        module: LoraWeights(mx.array(update.a), mx.array(update.b), adapter.config.scale(module, update.rank))
+        module: _on_device(module, update, adapter.config.scale(module, update.rank), norms)
         for module, update in adapter.updates.items()
     }
+
+
+def _on_device(module: str, update: LoraUpdate, scale: float, norms: RowNorms) -> LoraWeights:
+    a, b = mx.array(update.a), mx.array(update.b)
+    if update.magnitude is None:
+        return LoraWeights(a, b, scale)
+    return LoraWeights(a, b, scale, mx.array(update.magnitude), norms.updated(module, a, b, scale))

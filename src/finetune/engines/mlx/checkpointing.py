@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx import nn
 
 from finetune.engines.mlx.lora import LoraSlot
 
@@ -34,12 +33,13 @@ class SlotWeights:
     modules: Sequence[str]
 
     def get(self) -> Any:
-        return {module: (self.slot.active[module].a, self.slot.active[module].b) for module in self.modules}
+        updates = {module: self.slot.active[module] for module in self.modules}
+        return {module: (update.a, update.b, update.magnitude) for module, update in updates.items()}
 
     def set(self, arrays: Any) -> None:
         active = dict(self.slot.active)
-        for module, (a, b) in arrays.items():
-            active[module] = active[module]._replace(a=a, b=b)
+        for module, (a, b, magnitude) in arrays.items():
+            active[module] = active[module]._replace(a=a, b=b, magnitude=magnitude)
         self.slot.active = active
 
 
@@ -72,13 +72,3 @@ def checkpoint_layer(layer: Any, weights: LayerWeights) -> None:
         return result
 
     layer.__class__ = type(type(layer).__name__, (type(layer),), {"__call__": call})
-
-
-def layers_of(model: Any) -> list[tuple[str, Any]]:
-    """(path, layer) of the repeated blocks: the children of the longest list of modules."""
-    lists: dict[str, list[tuple[str, Any]]] = {}
-    for path, module in model.named_modules():
-        parent, _, last = path.rpartition(".")
-        if last.isdigit() and isinstance(module, nn.Module):
-            lists.setdefault(parent, []).append((path, module))
-    return max(lists.values(), key=len, default=[])

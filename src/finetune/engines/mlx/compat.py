@@ -3,7 +3,9 @@
 Both are pinned exactly in pyproject.toml; a new version is tried by changing the pins and this file.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import mlx.core as mx
 from mlx import nn
 
 from finetune.core.errors import ModelError
+from finetune.engines.mlx.windows import keep_windows
+
+_ATTENTION = "scaled_dot_product_attention"
 
 
 def versions() -> dict[str, str]:
@@ -76,12 +81,15 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
 
 def _corrected(model: Any, config: Mapping[str, Any]) -> Any:
-    """Undo two simplifications of mlx-lm that move logits by 1e-3 against transformers."""
+    """Undo what mlx-lm simplifies and logits show, and let GPT-2 read several documents in a row."""
     if config.get("model_type") == "gemma":
         for layer in model.layers:
             layer.mlp.__class__ = _TanhGeluMLP
     if config.get("model_type") == "gemma3_text":
         model.model.embed_tokens.__class__ = _ExactlyScaledEmbedding
+    if config.get("model_type") == "gpt2":
+        model.model.__class__ = _placing_documents(type(model.model))
+    keep_windows(model, config)
     return model
 
 
@@ -101,6 +109,53 @@ class _ExactlyScaledEmbedding(nn.Embedding):  # type: ignore[misc]
             return embedded
         factor = float(embedded.shape[-1] ** 0.5)
         return embedded * (factor / mx.array(factor, mx.bfloat16).astype(mx.float32))
+
+
+def _placing_documents(body_class: type) -> type:
+    """GPT-2's body with the positions that its cache asks for; mlx-lm's numbers a row from one offset on."""
+    from mlx_lm.models.base import create_attention_mask
+
+    class Body(body_class):  # type: ignore[misc]
+        def __call__(self, inputs: Any, cache: Any = None) -> Any:
+            positions = getattr(cache[0], "positions", None) if cache else None
+            if positions is None:
+                return super().__call__(inputs, cache)
+            hidden = self.wte(inputs) + self.wpe(positions)
+            mask = create_attention_mask(hidden, cache[0])
+            for layer, part in zip(self.h, cache, strict=True):
+                hidden = layer(hidden, mask, cache=part)
+            return self.ln_f(hidden)
+
+    return Body
+
+
+def route_attention(model: Any, mask_type: type, attend: Callable[..., Any]) -> None:
+    """Send the model's calls of scaled_dot_product_attention whose mask is a `mask_type` to `attend`.
+
+    Models import that function into their own module, where it is replaced once; calls with any other mask, of
+    other users of mlx-lm too, go where they went.
+    """
+    for name in {type(module).__module__ for _, module in model.named_modules()}:
+        original = getattr(sys.modules[name], _ATTENTION, None)
+        if original is not None and not isinstance(original, _RoutedAttention):
+            setattr(sys.modules[name], _ATTENTION, _RoutedAttention(original, mask_type, attend))
+
+
+@dataclass(frozen=True, slots=True)
+class _RoutedAttention:
+    """mlx-lm's attention function, with one kind of mask that it does not know."""
+
+    original: Callable[..., Any]
+    mask_type: type
+    attend: Callable[..., Any]
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        mask = options.get("mask")
+        if not isinstance(mask, self.mask_type):
+            return self.original(*arrays, **options)
+        if options.get("sinks") is not None:
+            raise TypeError("attention with sinks does not take documents")
+        return self.attend(*arrays, scale=options["scale"], documents=mask)
 
 
 def sanitize(model: Any, weights: dict[str, Any]) -> dict[str, Any]:

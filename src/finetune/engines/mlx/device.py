@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from finetune.core.errors import TrainingError
+from finetune.engines.memory import memory_ran_out
 
 _SIGNS = ("malloc", "memory", "allocate")
 
@@ -16,7 +16,4 @@ def explained_memory() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _SIGNS):
             raise
-        raise TrainingError(
-            f"Memory ran out: {str(error).strip() or 'allocation failed'}. Lower training.batch_size or "
-            "training.max_batch_tokens or data.max_length, or set training.gradient_checkpointing: true."
-        ) from None
+        raise memory_ran_out(str(error)) from None

@@ -6,7 +6,8 @@ from pathlib import Path
 from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype, MergeReport
-from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSession
+from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
+from finetune.engines.features import FEATURES
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.blas import load_openblas
 from finetune.engines.mlx.inference import MLXInferenceSession
@@ -21,8 +22,7 @@ class MLXEngine:
     """Implements `Engine` with mlx-lm's model definitions."""
 
     name = "mlx"
-    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING})
-
+    features = FEATURES[name]
     packs_rows = False  # rows of like length side by side
 
     def info(self) -> EngineInfo:
@@ -36,6 +36,11 @@ class MLXEngine:
 
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
         return ()
+
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        if model.dtype != "auto":
+            return model.dtype
+        return "float32" if compat.on_cpu() else stored
 
     def matmul_rate(self, dtype: Dtype) -> float:
         raise NotImplementedError
@@ -51,7 +56,10 @@ class MLXEngine:
     ) -> TrainSession:
         base = load_base(model, model_config, seed=training.seed)
         trainable: Trainable
-        trainable = FullTrainable(base) if training.method == "full" else LoraTrainable(base, lora, init)
+        if training.method == "full":
+            trainable = FullTrainable(base)
+        else:
+            trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
         if training.gradient_checkpointing:
             trainable.checkpoint_layers()
         return MLXTrainSession(trainable, training)
@@ -62,10 +70,12 @@ class MLXEngine:
         return MLXInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
-        opened, layout = open_unread(model)
-        return {layout.adapter_name(path): path for path in linear_paths(opened)}
+        opened = open_unread(model, ModelConfig(name=str(model)))
+        return {opened.layout.adapter_name(path): path for path in linear_paths(opened.model)}
 
     def merge(
         self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
     ) -> MergeReport:
-        return merge_adapter(model, adapter=adapter, destination=destination)
+        return merge_adapter(
+            model, model_config=model_config, adapter=adapter, destination=destination, dequantize=dequantize
+        )

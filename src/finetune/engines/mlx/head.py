@@ -6,11 +6,15 @@ it reproduces the model's own logits; a model that fits nothing is run as a whol
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+
+from finetune.engines.mlx import compat
+from finetune.engines.mlx.attention import attend
+from finetune.engines.mlx.documents import Documents
 
 Finish = Callable[[Any], Any]
 _PROBE_SCALE = 64.0  # logits as large as this show a soft cap, which is invisible near zero
@@ -32,6 +36,8 @@ class SplitModel:
 
     body: Callable[..., Any]
     head: Head
+    layers: int  # entries that `cache` needs
+    takes_documents: bool  # whether `cache` may hold `Documents`: several in a row, apart from each other
 
     def logits(self, hidden: Any) -> Any:
         """Logits [..., V] with the weights that the model holds."""
@@ -40,21 +46,42 @@ class SplitModel:
 
 def split_model(model: Any, config: Mapping[str, Any]) -> SplitModel:
     """The split that reproduces `model(inputs)`, or the whole model with an empty head."""
+    compat.route_attention(model, Documents, attend)
+    whole = _whole(model)
     for owner_path, owner in _owners(model):
         body = owner.get("model") or owner.get("transformer") or owner.get("backbone")
         if body is None:
             continue
         for path, module in _projections(owner_path, owner, body):
             for finish in _finishers(config):
-                candidate = SplitModel(body, _head(path, module, finish))
+                candidate = replace(whole, body=body, head=_head(path, module, finish))
                 if _reproduces(model, module, candidate):
                     return candidate
-    return unsplit(model)
+    return whole
 
 
-def unsplit(model: Any) -> SplitModel:
+def _whole(model: Any) -> SplitModel:
     """The whole model as a body, for a head that cannot be taken apart."""
-    return SplitModel(model, Head("", _identity, _identity, ()))
+    layers = len(compat.new_cache(model))
+    head = Head("", _identity, _identity, ())
+    return SplitModel(model, head, layers, _keeps_documents_apart(model, layers))
+
+
+def unsplit(split: SplitModel, model: Any) -> SplitModel:
+    """`split` with the head inside the body, for a head that is more than a projection."""
+    return replace(split, body=model, head=Head("", _identity, _identity, ()))
+
+
+def _keeps_documents_apart(model: Any, layers: int) -> bool:
+    """Compare two documents in one row with each of them alone."""
+    first, second = mx.array([[0, 1, 2]]), mx.array([[3, 2]])
+    try:
+        both = model(mx.concatenate([first, second], axis=1), cache=[Documents((3, 2))] * layers)
+        expected = mx.concatenate([model(first), model(second)], axis=1)
+        tolerance = max(1e-3, 4 * mx.finfo(expected.dtype).eps) * mx.abs(expected).max()
+        return bool((mx.abs(both - expected).max() < tolerance).item())
+    except (ValueError, TypeError, AttributeError):  # a model that computes with its mask or its cache
+        return False
 
 
 def _identity(array: Any, *_: Any) -> Any:

@@ -75,3 +75,13 @@ def without_prefix(model_type: str, files: dict[str, Any]) -> dict[str, Any]:
     buffers = (".attn.bias", ".attn.masked_bias")
     short = {name.removeprefix(_GPT2_BODY): array for name, array in files.items()}
     return {name: array for name, array in short.items() if not name.endswith(buffers) and name != "lm_head.weight"}
+
+
+def layers_of(model: Any) -> list[tuple[str, Any]]:
+    """(path, layer) of the repeated blocks: the children of the longest list of modules."""
+    lists: dict[str, list[tuple[str, Any]]] = {}
+    for path, module in model.named_modules():
+        parent, _, last = path.rpartition(".")
+        if last.isdigit() and isinstance(module, nn.Module):
+            lists.setdefault(parent, []).append((path, module))
+    return max(lists.values(), key=len, default=[])

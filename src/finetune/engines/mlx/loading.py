@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from finetune.core.errors import ModelError
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.head import SplitModel, split_model
 from finetune.engines.mlx.layout import Layout, layout_of, without_prefix
+from finetune.engines.mlx.quantize import (
+    BITS,
+    quantizable,
+    quantize_layers,
+    quantize_weights,
+    require_same_bits,
+    suit_device,
+)
 
 _INDEX = "model.safetensors.index.json"
 _REPORTED = 20  # mismatches spelt out; the rest is counted
@@ -55,6 +64,9 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         weights, layout, stored = _read_weights(path, model, config)
         dtype = _dtype(model_config, stored)
     weights = {name: _cast(array, dtype) for name, array in weights.items()}
+    if model_config.quantization is not None:
+        _quantize(model, weights, model_config.quantization, path)
+    suit_device(model)
     model.load_weights(list(weights.items()))
     model.eval()
     _evaluate(model, path)
@@ -71,9 +83,27 @@ def _cast(array: Any, dtype: Any) -> Any:
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
+def _quantize(model: Any, weights: dict[str, Any], wanted: str, path: Path) -> None:
+    """Pack the weights as `model.quantization` wants; files that are packed so already stay as they are."""
+    if is_quantized(model):
+        require_same_bits(model, wanted, str(path))
+        return
+    groups = quantizable(model)
+    with _readable(path):
+        quantize_weights(weights, groups, BITS[wanted])
+    quantize_layers(model, groups, BITS[wanted])
+
+
 def _evaluate(model: Any, path: Path) -> None:
-    try:
+    with _readable(path):
         mx.eval(model.parameters())
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Files are read when their arrays are first computed with: say so where that fails."""
+    try:
+        yield
     except RuntimeError as error:
         raise ModelError(f"The weights in {path} cannot be read: {error}. Copy the model again.") from None
 
@@ -81,7 +111,7 @@ def _evaluate(model: Any, path: Path) -> None:
 def _read_weights(path: Path, model: Any, config: Mapping[str, Any]) -> tuple[dict[str, Any], Layout, Any]:
     """Checked parameters, the names of their files, and the type that they are stored in."""
     model_type = str(config["model_type"])
-    files = without_prefix(model_type, _read_files(weight_files(path)))
+    files = without_prefix(model_type, read_files(path))
     weights = compat.sanitize(model, dict(files))
     compat.quantize_like(model, config, weights)
     expected = dict(tree_flatten(model.parameters()))
@@ -94,12 +124,22 @@ def _read_weights(path: Path, model: Any, config: Mapping[str, Any]) -> tuple[di
     return weights, layout_of(model_type, files, weights), max(set(floating), key=floating.count)
 
 
-def open_unread(path: Path) -> tuple[Any, Layout]:
-    """The model and its layout, with checked names and shapes and no weight read from the disk."""
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose names and shapes are checked, with no weight read from the disk."""
+
+    model: Any
+    layout: Layout
+    stored: Any  # type of the files' floats
+    dtype: Any  # of the computation
+
+
+def open_unread(path: Path, model_config: ModelConfig) -> OpenedModel:
+    """Check the files of a model without reading its weights."""
     config = compat.read_config(path)
     model = compat.build_model(config)
-    _, layout, _ = _read_weights(path, model, config)
-    return model, layout
+    _, layout, stored = _read_weights(path, model, config)
+    return OpenedModel(model, layout, stored, _dtype(model_config, stored))
 
 
 def read_parameters(base: BaseModel) -> dict[str, Any]:
@@ -126,9 +166,10 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _read_files(files: Iterable[Path]) -> dict[str, Any]:
+def read_files(path: Path) -> dict[str, Any]:
+    """Every tensor of the model's files; each is read when it is first computed with."""
     weights: dict[str, Any] = {}
-    for file in files:
+    for file in weight_files(path):
         try:
             with safe_open(file, framework="np"):  # checks the header and the length, which mx.load does not
                 pass

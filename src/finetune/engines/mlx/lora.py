@@ -1,5 +1,7 @@
 """LoRA around the linear modules of a model (Hu et al. 2021): y = W x + scale B A dropout(x).
 
+With a magnitude m the rows of the result are scaled by m / n, which is DoRA: see `dora`.
+
 The layers hold no adapter of their own. They ask a `LoraSlot` what to add, and the slot is filled for each call:
 with the weights being trained (so that they are explicit arguments of the differentiated function), with one of
 several named adapters, or with nothing, which is the base.
@@ -13,6 +15,8 @@ import mlx.core as mx
 from mlx import nn
 
 from finetune.adapters.targets import LinearShape
+from finetune.engines.mlx.dora import scale_rows
+from finetune.engines.mlx.quantize import product
 
 
 class LoraWeights(NamedTuple):
@@ -21,6 +25,8 @@ class LoraWeights(NamedTuple):
     a: Any  # [rank, in]
     b: Any  # [out, rank]
     scale: float
+    magnitude: Any | None = None  # [out], for DoRA
+    norms: Any | None = None  # [out], beside a magnitude: lengths of the rows of W + scale B A, a constant
 
 
 @dataclass(slots=True)
@@ -47,16 +53,21 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         self.slot = slot
 
     def __call__(self, x: Any) -> Any:
-        y = self.base(x)
+        y = product(self.base, x)
         update = self.slot.active.get(self.path)
-        if update is None:
-            return y
+        if update is not None:
+            low = (self._dropped(x) @ update.a.T.astype(x.dtype)) * update.scale
+            y = y + low @ update.b.T.astype(x.dtype)
+            if update.magnitude is not None:
+                y = scale_rows(y, update.magnitude, update.norms)
+        return y + self.base.bias if "bias" in self.base else y
+
+    def _dropped(self, x: Any) -> Any:
         key = self.slot.keys.get(self.path)
-        if key is not None:
-            keep = 1.0 - self.slot.dropout
-            x = mx.where(mx.random.bernoulli(keep, x.shape, key=key), x / keep, 0.0).astype(x.dtype)
-        low = (x @ update.a.T.astype(x.dtype)) * update.scale
-        return y + low @ update.b.T.astype(x.dtype)
+        if key is None:
+            return x
+        keep = 1.0 - self.slot.dropout
+        return mx.where(mx.random.bernoulli(keep, x.shape, key=key), x / keep, 0.0).astype(x.dtype)
 
 
 def linear_paths(model: Any, head_path: str = "") -> dict[str, LinearShape]:
@@ -77,14 +88,12 @@ def _natural(path: str) -> list[tuple[bool, int | str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in path.split(".")]
 
 
-def insert_lora(model: Any, paths: Mapping[str, str], slot: LoraSlot) -> None:
-    """Wrap the modules at `paths` (module path in the model -> adapter's name for it)."""
-    wrapped = []
-    for path, module in model.named_modules():
-        if path in paths:
-            wrapped.append((path, LoRALinear(module, paths[path], slot)))
-    for path, layer in wrapped:
-        _replace(model, path, layer)
+def insert_lora(model: Any, paths: Mapping[str, str], slot: LoraSlot) -> dict[str, Any]:
+    """Wrap the modules at `paths` (module path in the model -> adapter's name for it); what they were, by that name."""
+    found = {path: module for path, module in model.named_modules() if path in paths}
+    for path, module in found.items():
+        _replace(model, path, LoRALinear(module, paths[path], slot))
+    return {paths[path]: module for path, module in found.items()}
 
 
 def _replace(model: Any, path: str, module: Any) -> None:

@@ -11,23 +11,15 @@ which is torch's cross_entropy(label_smoothing=e). Reductions are in float32 wha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from finetune.engines.mlx.documents import Positions
 from finetune.engines.mlx.head import Head
 
 CHUNK_ELEMENTS = 1 << 22  # logits at once: 16 MB in float32, a few times that with their gradient
 _FEWEST_ROWS = 64  # fewer rows make slow matrix products
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """The trained positions of a batch, flattened: what the loss is taken over."""
-
-    rows: Any  # [N] indices into the B x T positions
-    targets: Any  # [N]
 
 
 def gather(hidden: Any, positions: Positions) -> Any:

@@ -7,16 +7,9 @@ import numpy as np
 
 from finetune.core.types import Batch, FloatArray, LossSum
 from finetune.engines.mlx.device import explained_memory
+from finetune.engines.mlx.documents import Arranged, arrange
 from finetune.engines.mlx.loading import BaseModel
-from finetune.engines.mlx.loss import Positions, evaluate_rows, gather
-
-
-def positions_of(batch: Batch) -> Positions:
-    """Where the batch is trained on, as device arrays. Refuses packed rows, which this engine would mix up."""
-    if batch.segments.max(initial=0) > 1:
-        raise ValueError("the MLX engine takes one document a row")
-    rows = np.flatnonzero(batch.loss_mask)
-    return Positions(mx.array(rows.astype(np.int32)), mx.array(batch.targets.reshape(-1)[rows]))
+from finetune.engines.mlx.loss import evaluate_rows, gather
 
 
 def batch_loss(base: BaseModel, batch: Batch) -> LossSum:
@@ -24,9 +17,9 @@ def batch_loss(base: BaseModel, batch: Batch) -> LossSum:
     if not batch.trained_tokens:
         return LossSum(0.0, 0, 0)
     with explained_memory():
-        losses, hits = _evaluate(base, batch)
-        total: Any = losses.sum()
-        correct: Any = hits.sum()
+        parts = [_evaluate(base, part) for part in calls_of(base, batch)]
+        total: Any = sum(losses.sum() for losses, _ in parts)
+        correct: Any = sum(hits.sum() for _, hits in parts)
         mx.eval(total, correct)
     return LossSum(float(total.item()), batch.trained_tokens, int(correct.item()))
 
@@ -36,12 +29,29 @@ def batch_logprobs(base: BaseModel, batch: Batch) -> FloatArray:
     result = np.zeros(batch.targets.shape, np.float32)
     if batch.trained_tokens:
         with explained_memory():
-            losses, _ = _evaluate(base, batch)
-            result[batch.loss_mask] = -np.array(losses)
+            for part in calls_of(base, batch):
+                losses, _ = _evaluate(base, part)
+                result.reshape(-1)[part.places] = -np.array(losses)
     return result
 
 
-def _evaluate(base: BaseModel, batch: Batch) -> tuple[mx.array, mx.array]:
-    positions = positions_of(batch)
-    hidden = gather(base.split.body(mx.array(batch.inputs)), positions)
-    return evaluate_rows(base.split.head, hidden, positions.targets, base.vocabulary)
+def batch_distributions(base: BaseModel, batch: Batch) -> FloatArray:
+    """log p of the whole vocabulary at each trained position, [N, V]."""
+    result = np.zeros((batch.trained_tokens, base.vocabulary), np.float32)
+    places = np.flatnonzero(batch.loss_mask)
+    with explained_memory():
+        for part in calls_of(base, batch):
+            hidden = gather(base.split.body(part.inputs, cache=part.cache), part.positions)
+            logits = base.split.logits(hidden).astype(mx.float32)
+            result[np.searchsorted(places, part.places)] = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return result
+
+
+def calls_of(base: BaseModel, batch: Batch) -> list[Arranged]:
+    """The calls of the model that compute a batch."""
+    return arrange(batch, layers=base.split.layers, takes_documents=base.split.takes_documents)
+
+
+def _evaluate(base: BaseModel, part: Arranged) -> tuple[mx.array, mx.array]:
+    hidden = gather(base.split.body(part.inputs, cache=part.cache), part.positions)
+    return evaluate_rows(base.split.head, hidden, part.positions.targets, base.vocabulary)

@@ -7,23 +7,19 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from finetune.config.schema import TrainingConfig
-from finetune.core.errors import CheckpointError, TrainingError
+from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
+from finetune.engines.mlx.documents import Arranged
 from finetune.engines.mlx.generate import MLXGenerator
-from finetune.engines.mlx.loss import Positions, gather, summed_loss
+from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
-from finetune.engines.mlx.scoring import batch_loss, positions_of
+from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
-
-STATE_FILE = "optimizer.safetensors"
-_MASTER = "master:"  # float32 weights, where save_weights rounds them
-_CALLS = "calls"
+from finetune.engines.state_file import read_state, write_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +61,12 @@ class MLXTrainSession:
         tokens = sum(batch.trained_tokens for batch in micro_batches)
         if not tokens:
             raise TrainingError("A step has no token to train on. Check the loss masks with `ft dataset inspect`.")
+        calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
         total = mx.array(0.0)
         gradients: Weights = {}
         with explained_memory():
-            for number, batch in enumerate(micro_batches):
-                loss, part = self._micro_batch(batch, number)
+            for number, call in enumerate(calls):
+                loss, part = self._micro_batch(call, number)
                 total = total + loss
                 gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
                 mx.async_eval(total, gradients)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
@@ -88,27 +85,25 @@ class MLXTrainSession:
             mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]
         return MLXPendingStep(mean, updated.norm, updated.applied)
 
-    def _micro_batch(self, batch: Batch, number: int) -> tuple[Any, Weights]:
+    def _micro_batch(self, call: Arranged, number: int) -> tuple[Any, Weights]:
         """(summed loss, its gradients); the dropout key is a function of seed, step and micro-batch."""
         key = mx.array(np.random.SeedSequence([self._seed, self._calls, number]).generate_state(2))
-        loss, gradients = self._gradient(self._weights, mx.array(batch.inputs), positions_of(batch), key)
+        loss, gradients = self._gradient(self._weights, call, key)
         return loss, gradients
 
-    def _loss(self, weights: Weights, inputs: Any, positions: Positions, key: Any) -> Any:
+    def _loss(self, weights: Weights, call: Arranged, key: Any) -> Any:
         self._trainable.bind(weights, key)
-        hidden = gather(self._base.split.body(inputs), positions)
+        hidden = gather(self._base.split.body(call.inputs, cache=call.cache), call.positions)
         head = self._trainable.head_parameters(weights)
-        return self._summed(hidden, positions.targets, *head)
+        return self._summed(hidden, call.positions.targets, *head)
 
     def loss(self, batch: Batch) -> LossSum:
         self._trainable.bind(self._weights)
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        return MLXGenerator(self._base, self._select)
-
-    def _select(self, adapter: str | None) -> None:
         self._trainable.bind(self._weights)
+        return MLXGenerator(self._base, lambda adapter: None)  # every step leaves its weights bound
 
     def weights(self) -> Mapping[str, FloatArray]:
         return {name: np.array(array) for name, array in self._weights.items()}
@@ -117,25 +112,17 @@ class MLXTrainSession:
         self._trainable.save(self._weights, directory)
 
     def save_state(self, directory: Path) -> None:
-        arrays = {name: np.array(array) for name, array in self._state.items()}
-        if not self._trainable.exact:
-            arrays.update({f"{_MASTER}{name}": np.array(array) for name, array in self._weights.items()})
-        arrays[_CALLS] = np.array(self._calls, np.int64)
-        save_file(arrays, directory / STATE_FILE)
+        masters = {} if self._trainable.exact else self.weights()
+        write_state(directory, {name: np.array(array) for name, array in self._state.items()}, masters, self._calls)
 
     def load_state(self, directory: Path) -> None:
-        found = _read_state(directory / STATE_FILE)
-        self._calls = int(found.pop(_CALLS))
-        masters = {name.removeprefix(_MASTER): found.pop(name) for name in list(found) if name.startswith(_MASTER)}
-        shapes = {name: array.shape for name, array in self._state.items()}
-        if {name: array.shape for name, array in found.items()} != shapes:
-            raise CheckpointError(
-                f"{directory / STATE_FILE} belongs to another optimizer, model or adapter. "
-                "Resume with the configuration of the checkpoint."
-            )
-        weights = {name: mx.array(array) for name, array in masters.items()} or self._trainable.load(directory)
+        found = read_state(directory, {name: array.shape for name, array in self._state.items()})
+        masters = {name: mx.array(array) for name, array in found.masters.items()}
+        weights = masters or self._trainable.load(directory)
         self._weights = {name: weights[name] for name in self._weights}
-        self._state = {name: mx.array(found[name]) for name in self._state}
+        self._state = {name: mx.array(found.optimizer[name]) for name in self._state}
+        self._calls = found.calls
+        self._trainable.bind(self._weights)
         mx.eval(self._weights, self._state)
 
     def peak_memory_bytes(self) -> int:
@@ -144,10 +131,3 @@ class MLXTrainSession:
     def close(self) -> None:
         del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
         mx.clear_cache()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from None

@@ -19,7 +19,9 @@ from finetune.adapters.plan import plan_adapters
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import ModelError
 from finetune.engines.mlx.adapters import AdaptableModel, adapter_shapes, make_adaptable, read_for
-from finetune.engines.mlx.checkpointing import ModuleWeights, SlotWeights, checkpoint_layer, layers_of
+from finetune.engines.mlx.checkpointing import ModuleWeights, SlotWeights, checkpoint_layer
+from finetune.engines.mlx.dora import row_norms
+from finetune.engines.mlx.layout import layers_of
 from finetune.engines.mlx.loading import BaseModel, is_quantized, read_parameters
 from finetune.engines.mlx.lora import LoraWeights
 from finetune.engines.mlx.saving import write_model
@@ -64,12 +66,12 @@ class Trainable(Protocol):
 
 
 class LoraTrainable:
-    """Adapters in float32, in PEFT's names and shapes."""
+    """Adapters in float32, in PEFT's names and shapes; with `use_dora` a magnitude beside each."""
 
-    def __init__(self, base: BaseModel, lora: LoraConfig, init: AdapterInit) -> None:
+    def __init__(self, base: BaseModel, lora: LoraConfig, init: AdapterInit, *, use_dora: bool = False) -> None:
         self._plan = plan_adapters(
             lora,
-            use_dora=False,
+            use_dora=use_dora,
             available=adapter_shapes(base.model, base.layout, base.split.head.path),
             base_model=base.name,
             fan_in_fan_out=base.layout.transposes,
@@ -78,23 +80,32 @@ class LoraTrainable:
         self.base, self._slot = adaptable.base, adaptable.slot
         self.exact = True
         self._slot.dropout = lora.dropout
+        self._norms = row_norms(adaptable.layers) if use_dora else None
         self._initial: Weights = {}
         for module, update in self._plan.initial(init).items():
             names = peft_names(module)
             self._initial[names.a], self._initial[names.b] = mx.array(update.a), mx.array(update.b)
+            if update.magnitude is not None:
+                self._initial[names.magnitude] = mx.array(update.magnitude)
+            elif self._norms is not None:
+                self._initial[names.magnitude] = self._norms.initial(module)
         self.total = count_parameters(base.model) + sum(array.size for array in self._initial.values())
 
     def initial(self) -> Weights:
         return dict(self._initial)
 
     def bind(self, weights: Weights, dropout_key: Any | None = None) -> None:
-        active = {}
-        for module in self._plan.ranks:
-            names = peft_names(module)
-            active[module] = LoraWeights(weights[names.a], weights[names.b], self._plan.scale(module))
-        self._slot.active, self._slot.keys = active, {}
+        self._slot.active = {module: self._update(weights, module) for module in self._plan.ranks}
+        self._slot.keys = {}
         if dropout_key is not None and self._slot.dropout:
             self._slot.draw_dropout(dropout_key, self._plan.ranks)
+
+    def _update(self, weights: Weights, module: str) -> LoraWeights:
+        names = peft_names(module)
+        a, b, scale = weights[names.a], weights[names.b], self._plan.scale(module)
+        if self._norms is None:
+            return LoraWeights(a, b, scale)
+        return LoraWeights(a, b, scale, weights[names.magnitude], self._norms.updated(module, a, b, scale))
 
     def head_parameters(self, weights: Weights) -> tuple[Any, ...]:
         return ()
@@ -111,19 +122,21 @@ class LoraTrainable:
     def save(self, weights: Weights, directory: Path) -> None:
         updates = {}
         for module in self._plan.ranks:
-            names = peft_names(module)
-            updates[module] = LoraUpdate(np.array(weights[names.a]), np.array(weights[names.b]))
+            arrays = [np.array(weights[name]) for name in peft_names(module) if name in weights]
+            updates[module] = LoraUpdate(*arrays)
         write_adapter(directory, Adapter(self._plan.config, updates))
 
     def load(self, directory: Path) -> Weights:
         adapter = read_for(self.base.model, self.base.layout, directory)
         weights: Weights = {}
         for module, update in adapter.updates.items():
-            names = peft_names(module)
-            weights[names.a], weights[names.b] = mx.array(update.a), mx.array(update.b)
+            named = zip(peft_names(module), update, strict=True)
+            weights.update({name: mx.array(array) for name, array in named if array is not None})
         expected = {name: array.shape for name, array in self._initial.items()}
         if {name: array.shape for name, array in weights.items()} != expected:
-            raise ModelError(f"{directory} holds adapters of other modules or ranks than this configuration trains.")
+            raise ModelError(
+                f"{directory} holds adapters of other modules, ranks or method than this configuration trains."
+            )
         return {name: weights[name] for name in expected}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from finetune.adapters.targets import LinearShape
+from finetune.engines.torch.dora import RowScales, scale_rows
 from finetune.engines.torch.frozen import FrozenWeight, frozen_weight, linear_widths
 
 
@@ -51,6 +52,7 @@ class LoRALinear(nn.Module):
         self.path = path
         self.slot = slot
         self.weight = frozen_weight(base)
+        self.row_scales = RowScales(self.weight)  # of DoRA
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -58,12 +60,18 @@ class LoRALinear(nn.Module):
         if update is None:
             plain: Tensor = self.base(x)
             return plain
-        mask = self._dropout_mask
         flat = x.reshape(-1, x.shape[-1])
         bias: Any = self.base.bias
-        fixed = Fixed(self.weight, bias, update.scale, mask)
-        y: Tensor = _LoraProduct.apply(flat, update.a, update.b, fixed)  # type: ignore[no-untyped-call]
+        y = self._product(flat, update, bias if update.magnitude is None else None)
+        if update.magnitude is not None:
+            scale = self.row_scales.of(update.a, update.b, update.scale, update.magnitude, x.dtype)
+            y = scale_rows(y, update.magnitude, scale, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _product(self, x: Tensor, update: LoraWeights, bias: Tensor | None) -> Tensor:
+        fixed = Fixed(self.weight, bias, update.scale, self._dropout_mask)
+        y: Tensor = _LoraProduct.apply(x, update.a, update.b, fixed)  # type: ignore[no-untyped-call]
+        return y
 
     @property
     def _dropout_mask(self) -> "DropoutMask | None":

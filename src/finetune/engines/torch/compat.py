@@ -1,0 +1,133 @@
+"""Everything that depends on the version of PyTorch or transformers: private names, moved functions, defaults."""
+
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from finetune.core.errors import ModelError
+
+# Buffers that older releases of transformers stored with the weights.
+_STORED_BUFFERS = (r"\.attn\.bias$", r"\.attn\.masked_bias$", r"rotary_emb\.inv_freq$")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by distribution."""
+    return {name: version(name) for name in ("torch", "transformers")}
+
+
+def read_config(path: Path) -> Any:
+    """config.json as transformers reads it. Runs no code of the directory, and asks no network.
+
+    Raises ModelError where it is missing, damaged, or of an architecture that transformers lacks.
+    """
+    try:
+        return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except KeyError as error:
+        raise _unknown_architecture(str(error)) from None
+    except ValueError as error:
+        found = re.search(r"model type `([^`]*)`", str(error))
+        if found:
+            raise _unknown_architecture(repr(found[1])) from None
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
+    except OSError as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
+
+
+def _unknown_architecture(model_type: str) -> ModelError:
+    return ModelError(
+        f"model_type {model_type} is not an architecture that transformers {version('transformers')} has. "
+        "Choose another base model."
+    )
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Gives matrices no memory while a model is built; what is computed from the configuration stays real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def build_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """transformers' model in evaluation mode, its matrices without memory, its buffers computed.
+
+    Raises ModelError for values that no model can have.
+    """
+    try:
+        with _WithoutWeights():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(f"config.json does not describe a {config.model_type} model: {error}.") from None
+    return model.eval()
+
+
+def is_stored_buffer(name: str) -> bool:
+    """True for a tensor of a file that is no weight, and that today's models compute themselves."""
+    return any(re.search(pattern, name) for pattern in _STORED_BUFFERS)
+
+
+def body_prefix(model: Any) -> str:
+    """What precedes the body's parameters in a model with a head, and may be left out in files."""
+    return f"{model.base_model_prefix}."
+
+
+def vocabulary_of(config: Any) -> int:
+    """Number of logits."""
+    return int(config.get_text_config().vocab_size)
+
+
+def initializer_range(config: Any) -> float:
+    """Standard deviation of a new model's matrices."""
+    return float(getattr(config.get_text_config(), "initializer_range", None) or 0.02)
+
+
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cpu":
+        return _cpu_has_bfloat16()
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "mps"
+
+
+def _cpu_has_bfloat16() -> bool:
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def cpu_capability() -> str:
+    """The instruction set that PyTorch's own kernels use, such as AVX512."""
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def tie_weights(model: Any) -> None:
+    """Let modules that share one weight share it again, after their parameters have been replaced."""
+    model.tie_weights()
+
+
+def quantization_of(config: Any) -> Mapping[str, Any] | None:
+    """The `quantization_config` of config.json."""
+    found = getattr(config, "quantization_config", None)
+    return None if found is None else dict(found)
+
+
+def tied_names(model: Any) -> set[str]:
+    """Parameters that are another one under a second name."""
+    return set(model.all_tied_weights_keys)
+
+
+def new_cache(model: Any) -> Any:
+    """An empty key-value cache for one request; layers with a sliding window keep no more than the window."""
+    return DynamicCache(config=model.config)
