@@ -49,7 +49,7 @@ def attention(
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     if documents is None:
         output = _attend(query, key, value, attention_mask, rule)
-    elif query.device.type == "cpu":
+    elif query.device.type == "cpu" and query.dtype == torch.bfloat16:  # in float32 the fused attention is faster
         q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
         return attend_documents(q, k, v, Plan(documents.lengths, rule))[None], None
     else:

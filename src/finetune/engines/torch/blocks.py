@@ -9,16 +9,16 @@ Scores are rounded to the type of the queries. Their size, and so the error, is 
 key from all keys, which changes no weight (Zhang et al. 2024, SageAttention, section 3.2).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _BLOCK = 128  # queries: more waste above the diagonal, fewer make slow products
-_BUCKET = 32  # tokens between the lengths of documents that are padded and computed together
+_FINEST = 32  # tokens between padded lengths: whole vectors, and few shapes that a kernel is made for
 
 
 class Rule(NamedTuple):
@@ -29,57 +29,45 @@ class Rule(NamedTuple):
     softcap: float | None  # scores are softcap * tanh(scores / softcap)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Documents computed together, padded at the right to one length, where causal attention does not see it."""
+class Span(NamedTuple):
+    """One document within the batch."""
 
-    count: int
+    start: int
     length: int
-    rows: Tensor  # [count x length] which token of the batch each place holds; any where it is padding
-    real: Tensor  # places that hold a token
-    padding: Tensor  # places that hold zeros
+
+
+class Group(NamedTuple):
+    """Documents computed together, padded at the right to one length: causal attention does not see that far."""
+
+    spans: tuple[Span, ...]
+    length: int
 
     def take(self, tokens: Tensor, groups: int) -> Tensor:
-        """[N, heads, D] -> [count x groups, length x heads / groups, D]; heads of a group lie side by side."""
+        """[N, heads, D] -> [documents x groups, length x heads / groups, D]; heads of a group lie side by side."""
         _, heads, width = tokens.shape
-        if self.count == 1:
-            start = int(self.rows[0])
-            taken = tokens[start : start + self.length]
-        else:
-            taken = tokens.index_select(0, self.rows).index_fill_(0, self.padding, 0)
-        split = taken.view(self.count, self.length, groups, heads // groups, width).transpose(1, 2)
-        return split.reshape(self.count * groups, -1, width)
+        taken = tokens.new_empty(len(self.spans), groups, self.length, heads // groups, width)
+        for place, (start, length) in zip(taken, self.spans, strict=True):
+            place[:, :length] = tokens[start : start + length].view(length, groups, -1, width).transpose(0, 1)
+            place[:, length:] = 0
+        return taken.view(len(self.spans) * groups, -1, width)
 
     def put(self, taken: Tensor, tokens: Tensor) -> None:
         """The inverse of `take`, into `tokens`."""
         _, heads, width = tokens.shape
-        groups = len(taken) // self.count
-        split = taken.view(self.count, groups, self.length, heads // groups, width).transpose(1, 2)
-        if self.count == 1:
-            start = int(self.rows[0])
-            tokens[start : start + self.length].view_as(split[0]).copy_(split[0])
-        else:
-            places = split.reshape(-1, heads, width)
-            tokens.index_copy_(0, self.rows[self.real], places.index_select(0, self.real))
+        places = taken.view(len(self.spans), -1, self.length, heads * len(self.spans) // len(taken), width)
+        for place, (start, length) in zip(places, self.spans, strict=True):
+            into = tokens[start : start + length].view(length, -1, place.shape[2], width)
+            into.copy_(place[:, :length].transpose(0, 1))
 
 
 @lru_cache(maxsize=32)
 def groups_of(lengths: tuple[int, ...]) -> tuple[Group, ...]:
     """Long documents alone; short ones together with those of about their length."""
-    starts = [sum(lengths[:number]) for number in range(len(lengths))]
-    buckets: dict[tuple[int, int], list[int]] = {}
-    for number, length in enumerate(lengths):
-        key = (length, number) if length > _BLOCK else (-(-length // _BUCKET), -1)
-        buckets.setdefault(key, []).append(number)
-    return tuple(_group([(starts[number], lengths[number]) for number in numbers]) for numbers in buckets.values())
-
-
-def _group(spans: Sequence[tuple[int, int]]) -> Group:
-    length = max(length for _, length in spans)
-    places = torch.arange(length)
-    rows = torch.cat([start + places.clamp(max=own - 1) for start, own in spans])
-    real = torch.cat([places < own for _, own in spans])
-    return Group(len(spans), length, rows, real.nonzero()[:, 0], (~real).nonzero()[:, 0])
+    groups: dict[tuple[int, int], list[Span]] = {}
+    for number, (length, end) in enumerate(zip(lengths, accumulate(lengths), strict=True)):
+        padded = -(-length // _FINEST) * _FINEST
+        groups.setdefault((padded, 0 if padded <= _BLOCK else number), []).append(Span(end - length, length))
+    return tuple(Group(tuple(spans), length) for (length, _), spans in groups.items())
 
 
 class Block(NamedTuple):
@@ -99,22 +87,22 @@ class Block(NamedTuple):
 
 
 def _blocks(length: int, window: int | None) -> Iterator[Block]:
-    size = -(-length // -(-length // _BLOCK))
-    for start in range(0, length, size):
+    for start in range(0, length, _BLOCK):
         first = 0 if window is None else max(0, start - window + 1)
-        yield Block(first, start, min(length, start + size))
+        yield Block(first, start, min(length, start + _BLOCK))
 
 
 @lru_cache(maxsize=64)
-def _hidden_keys(block: Block, rows: int, window: int | None) -> tuple[int, Tensor]:
-    """(first column, [queries x rows, columns]): True where a key comes after the query or before its window."""
+def _hidden_keys(block: Block, rows: int, window: int | None, dtype: torch.dtype) -> tuple[int, Tensor]:
+    """(first column, [queries x rows, columns]): -inf where a key comes after the query or before its window."""
     outside = block.first < block.start - 1 and window is not None and block.end - block.first > window
     column = block.first if outside else block.start
     behind = torch.arange(block.start, block.end)[:, None] - torch.arange(column, block.end)
     hidden = behind < 0
     if window is not None:
         hidden |= behind >= window
-    return column - block.first, hidden.repeat_interleave(rows, dim=0)
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    return column - block.first, mask.repeat_interleave(rows, dim=0)
 
 
 class _Scored(NamedTuple):
@@ -130,8 +118,8 @@ def _score(query: Tensor, key: Tensor, block: Block, rule: Rule) -> _Scored:
         capped = scores.div_(rule.softcap).tanh_()
         scores = capped * rule.softcap
     rows = query.shape[1] // (block.end - block.start)
-    column, hidden = _hidden_keys(block, rows, rule.window)
-    scores[:, :, column:].masked_fill_(hidden, float("-inf"))
+    column, hidden = _hidden_keys(block, rows, rule.window, scores.dtype)
+    scores[:, :, column:].add_(hidden)
     return _Scored(torch.softmax(scores, dim=-1), capped)
 
 
