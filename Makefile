@@ -20,7 +20,7 @@ demo: $(VENV)/.base ## Tune the carried model on the carried data: before, after
 
 # One BLAS thread for each worker: spinning threads of several workers would fight for the cores.
 test: $(VENV)/.dev ## Run the whole test suite, then hold its coverage against the bar
-	OPENBLAS_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
 	@$(BIN)/coverage report --include='$(GATED)' --skip-covered --fail-under=90 | tail -n 25
 
 setup: $(VENV)/.dev ## Make .venv with everything that development and the tests need

@@ -8,6 +8,7 @@ import pytest
 from tests.support.batches import batch_of, random_rows
 from tests.support.engines import open_inference, open_training
 from tests.support.tiny_adapters import adapt
+from tests.support.tiny_model import write_tiny_adapter
 from tests.support.tiny_models import VOCABULARY
 
 from finetune.adapters.adapter import peft_names
@@ -60,7 +61,12 @@ def test_targets_and_ranks_that_are_not_the_adapters_are_refused(engine: Engine,
         open_training(engine, llama, lora=LoraConfig(rank=4, init_from=str(path)))
 
 
-def test_an_adapter_of_another_model_is_refused(engine: Engine, llama: Path, tied_llama: Path, tmp_path: Path) -> None:
-    path = adapt(engine, llama, tmp_path / "start", target_modules=("lm_head",))
-    with pytest.raises(ModelError, match="lm_head: the model has no linear module of this name"):
-        open_training(engine, tied_llama, lora=LoraConfig(rank=4, init_from=str(path)))
+def test_an_adapter_of_another_model_is_refused_with_every_mismatch(
+    engine: Engine, llama: Path, tmp_path: Path
+) -> None:
+    path = write_tiny_adapter(tmp_path / "start", layers=3)
+    with pytest.raises(ModelError) as caught:
+        open_training(engine, llama, lora=LoraConfig(rank=4, init_from=str(path)))
+    for layer in (0, 1):
+        assert f"model.layers.{layer}.self_attn.k_proj: adapter 32 -> 32, model 32 -> 16" in str(caught.value)
+    assert "model.layers.2.mlp.up_proj: the model has no linear module of this name" in str(caught.value)

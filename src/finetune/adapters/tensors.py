@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from finetune.core.errors import ModelError
 from finetune.core.types import FloatArray
@@ -27,6 +27,12 @@ def _read_safetensors(path: Path) -> dict[str, FloatArray]:
     entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     _refuse_types(path, {entry["dtype"] for _, entry in entries} - _TYPES.keys())
     return {name: _as_float32(entry["data"], entry["dtype"], entry["shape"]) for name, entry in entries}
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names in a .safetensors file, without its tensors."""
+    with safe_open(path, "np") as file:
+        return set(file.keys())
 
 
 def _as_float32(data: bytes, dtype: str, shape: list[int]) -> FloatArray:

@@ -99,8 +99,8 @@ def merged_weight(weight: FloatArray, update: LoraUpdate, scale: float) -> Float
     merged: FloatArray = weight + np.float32(scale) * (update.b @ update.a)
     if update.magnitude is None:
         return merged
-    lengths = np.maximum(np.linalg.norm(merged, axis=1), np.finfo(np.float32).tiny)
-    merged *= (update.magnitude / lengths)[:, None]
+    lengths = np.linalg.norm(merged, axis=1)
+    merged *= np.divide(update.magnitude, lengths, out=np.ones_like(lengths), where=lengths > 0)[:, None]
     return merged
 
 

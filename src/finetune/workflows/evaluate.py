@@ -11,7 +11,14 @@ from finetune.engines.registry import choose_engine
 from finetune.evaluation.evaluator import Evaluator, Question, Scores
 from finetune.generation.requests import Prompt
 from finetune.models.source import ModelSource
-from finetune.workflows.opening import TUNED, open_session, resolve_base, trained_template, whole_model
+from finetune.workflows.opening import (
+    TUNED,
+    open_session,
+    resolve_base,
+    say_what_was_assumed,
+    trained_template,
+    whole_model,
+)
 from finetune.workflows.rows import HeldOut, rows_of_file, rows_of_run
 from finetune.workflows.subjects import Subject, find_subject
 
@@ -78,6 +85,7 @@ def evaluate(
         backend=backend,
         device=device,
     )
+    say_what_was_assumed(subject, on_notice)
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
     wanted = GENERATED if generate is None else generate

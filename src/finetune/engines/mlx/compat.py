@@ -220,3 +220,8 @@ def device_name() -> str:
 def on_cpu() -> bool:
     """True where products run on the CPU, which is slow in bfloat16 and float16."""
     return bool(mx.default_device() == mx.cpu)
+
+
+def has_gpu(kind: str) -> bool:
+    """Whether this build of MLX finds a GPU of the kind (`metal` or `cuda`) on this machine."""
+    return bool(mx.metal.is_available() if kind == "metal" else mx.cuda.is_available())

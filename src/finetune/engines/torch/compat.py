@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
@@ -29,15 +30,14 @@ def read_config(path: Path) -> Any:
     """
     try:
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except KeyError as error:
-        raise _unknown_architecture(str(error)) from None
-    except ValueError as error:
+    except (KeyError, ValueError, OSError) as error:
         found = re.search(r"model type `([^`]*)`", str(error))
         if found:
             raise _unknown_architecture(repr(found[1])) from None
         raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
-    except OSError as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
+    except (StrictDataclassError, TypeError, ArithmeticError) as error:
+        reason = str(error.__cause__ or error)
+        raise ModelError(f"{path / 'config.json'} does not describe a model: {reason}. Copy the model again.") from None
 
 
 def _unknown_architecture(model_type: str) -> ModelError:

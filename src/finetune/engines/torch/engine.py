@@ -14,6 +14,7 @@ from finetune.engines.torch import compat, device
 from finetune.engines.torch.inference import TorchInferenceSession
 from finetune.engines.torch.loading import load_base, open_unread
 from finetune.engines.torch.lora import linear_paths
+from finetune.engines.torch.merge import merge_adapter
 from finetune.engines.torch.quantize import quantization_problems
 from finetune.engines.torch.train import TorchTrainSession
 from finetune.engines.torch.trainable import FullTrainable, LoraTrainable, Trainable
@@ -80,4 +81,4 @@ class TorchEngine:
     def merge(
         self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
     ) -> MergeReport:
-        raise NotImplementedError
+        return merge_adapter(model, model_config=model_config, adapter=adapter, destination=destination)

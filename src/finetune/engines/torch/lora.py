@@ -131,10 +131,15 @@ class _LoraProduct(torch.autograd.Function):
 
 
 def linear_paths(model: nn.Module, head_path: str = "") -> dict[str, LinearShape]:
-    """Every linear module by its path, adapted or not, in the order of the layers."""
+    """Every linear module by its path, adapted or not, in the order of the layers.
+
+    A head that shares the embedding's weight is none: an update of its own would untie the two.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     shapes = {}
     for path, module in model.named_modules():
-        if widths := linear_widths(module):
+        widths = linear_widths(module)
+        if widths and id(getattr(module, "weight", None)) not in embeddings:
             name = path.removesuffix(".base")  # inside a LoRALinear
             shapes[name] = LinearShape(*widths, name == head_path)
     return shapes
