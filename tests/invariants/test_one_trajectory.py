@@ -36,7 +36,7 @@ WEIGHT_DRIFT = 3e-5
 class Method:
     """How a session is opened, and the rate that it learns with."""
 
-    lora: LoraConfig = LoraConfig(rank=4)
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=4))
     method: str = "lora"
     base: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
     rate: float = 1e-2
