@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from finetune.cli import answers
 from finetune.cli.console import JsonOption, note, print_json, quiet_output
 
 
@@ -36,6 +37,7 @@ def export(
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="Merge a quantised base into a model of floating point weights.")
     ] = False,
+    backend: answers.Backend = None,
     json: JsonOption = False,
 ) -> None:
     """Write a tuned model for PEFT, mlx-lm, or as one merged model that anything loads.
@@ -64,6 +66,7 @@ def export(
             checkpoint=checkpoint,
             scale=scale,
             dequantize=dequantize,
+            backend=backend,
             on_notice=note,
         )
     if json:

@@ -52,6 +52,7 @@ def export(
     checkpoint: str | None = None,
     scale: float | None = None,
     dequantize: bool = False,
+    backend: str | None = None,
     on_notice: OnNotice = lambda _message: None,
 ) -> ExportResult:
     """Write the result of a run, or an adapter (a directory or a file of it), to `output`, which must be new or empty.
@@ -63,7 +64,7 @@ def export(
     """
     output = Path(output)
     _check_output(output)
-    request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize)
+    request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize, backend)
     with _beside(output, "original") as scratch, _beside(output, "export") as temporary:
         job = find_job(request, scratch, on_notice)
         temporary.mkdir(parents=True)

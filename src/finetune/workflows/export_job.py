@@ -28,6 +28,7 @@ class ExportRequest:
     checkpoint: str | None = None
     scale: float | None = None
     dequantize: bool = False
+    backend: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,11 @@ def find_job(request: ExportRequest, scratch: Path, on_notice: OnNotice) -> Job:
 def _subject(request: ExportRequest) -> Subject:
     what, model, checkpoint = request.what, request.model, request.checkpoint
     if is_run(what):
-        return find_subject(what, model=model, checkpoint=checkpoint)
+        return find_subject(what, model=model, checkpoint=checkpoint, backend=request.backend)
     nameless = model is None and checkpoint is None and is_adapter(what) and not named_base(what)
     if nameless and request.format != "merged":  # it can be converted without a base
         return Subject(ModelConfig(name=""), adapter=what)
-    return find_subject(model=model, adapter=what, checkpoint=checkpoint)
+    return find_subject(model=model, adapter=what, checkpoint=checkpoint, backend=request.backend)
 
 
 def _check_whole(request: ExportRequest) -> None:
