@@ -1,6 +1,7 @@
-"""Update rules against torch.optim on the same gradients."""
+"""Update rules of both engines against torch.optim on the same gradients."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.optimizers
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from finetune.config.schema import TrainingConfig
-from finetune.engines.base import Engine
-from finetune.engines.mlx.optimizer import Optimizer as MLXOptimizer
+from finetune.engines.mlx import optimizer as mlx_optimizer
+from finetune.engines.torch import optimizer as torch_optimizer
 from finetune.engines.torch.masters import Masters
-from finetune.engines.torch.optimizer import Optimizer as TorchOptimizer
+
+Optimized: TypeAlias = Callable[[TrainingConfig], np.ndarray]
 
 RATES = [1e-2, 5e-3, 1e-2, 2e-3, 1e-3, 1e-2]
 
@@ -22,23 +24,8 @@ def gradients() -> list[np.ndarray]:
     return [(10.0 ** rng.uniform(-4, 1) * rng.normal(size=(5, 7))).astype(np.float32) for _ in RATES]
 
 
-def ours(engine: Engine, training: TrainingConfig) -> np.ndarray:
-    """The weight after six steps, of which each gets sums over four tokens."""
-    return {"mlx": mlxs, "pytorch": masters}[engine.name](training)
-
-
-def masters(training: TrainingConfig) -> np.ndarray:
-    weights = Masters({"w": (5, 7)}, lambda name: True, torch.device("cpu"))
-    weights.set({"w": torch.tensor(start())})
-    optimizer = TorchOptimizer(training, weights)
-    for rate, gradient in zip(RATES, gradients(), strict=True):
-        weights.gradients.copy_(torch.tensor(4.0 * gradient).flatten())
-        optimizer.update(loss=torch.tensor(1.0), tokens=4, learning_rate=rate)
-    return weights.views(weights.weights)["w"].numpy()
-
-
-def mlxs(training: TrainingConfig) -> np.ndarray:
-    optimizer = MLXOptimizer(training, lambda name, weight: True)
+def by_mlx(training: TrainingConfig) -> np.ndarray:
+    optimizer = mlx_optimizer.Optimizer(training, lambda name, weight: True)
     weights = {"w": mx.array(start())}
     state = optimizer.initial_state(weights)
     for rate, gradient in zip(RATES, gradients(), strict=True):
@@ -52,6 +39,21 @@ def mlxs(training: TrainingConfig) -> np.ndarray:
         )
         weights, state = updated.weights, updated.state
     return np.array(weights["w"])
+
+
+def by_pytorch(training: TrainingConfig) -> np.ndarray:
+    masters = Masters({"w": (5, 7)}, lambda name: True, torch.device("cpu"))
+    masters.set({"w": torch.tensor(start())})
+    optimizer = torch_optimizer.Optimizer(training, masters)
+    for rate, gradient in zip(RATES, gradients(), strict=True):
+        masters.gradients.copy_(torch.tensor(4.0 * gradient).flatten())
+        optimizer.update(loss=torch.tensor(1.0), tokens=4, learning_rate=rate)
+    return masters.views(masters.weights)["w"].numpy()
+
+
+@pytest.fixture(params=[by_mlx, by_pytorch])
+def ours(request: pytest.FixtureRequest) -> Optimized:
+    return request.param
 
 
 def start() -> np.ndarray:
@@ -79,16 +81,16 @@ def torchs(make: Any) -> np.ndarray:
     ],
     ids=["adamw", "adam", "sgd"],
 )
-def test_trajectory_is_that_of_torch(engine: Engine, name: Any, make: Any, decay: float) -> None:
+def test_trajectory_is_that_of_torch(ours: Optimized, name: Any, make: Any, decay: float) -> None:
     training = TrainingConfig(
         optimizer=name, beta1=0.8, beta2=0.95, epsilon=1e-6, weight_decay=decay, max_grad_norm=None
     )
     expected = torchs(make(decay))
-    np.testing.assert_allclose(ours(engine, training), expected, rtol=0, atol=2e-6)  # six steps of float32 rounding
+    np.testing.assert_allclose(ours(training), expected, rtol=0, atol=2e-6)  # six steps of float32 rounding
     assert np.abs(expected - start()).max() > 1e-2
 
 
-def test_adafactor_is_that_of_mlx(engine: Engine) -> None:
+def test_adafactor_is_that_of_mlx(ours: Optimized) -> None:
     rule = mlx.optimizers.Adafactor(learning_rate=1e-2, relative_step=False, scale_parameter=False)
     weights = {"w": mx.array(start())}
     rule.init(weights)
@@ -96,10 +98,10 @@ def test_adafactor_is_that_of_mlx(engine: Engine) -> None:
         rule.learning_rate = rate
         weights = rule.apply_gradients({"w": mx.array(gradient)}, weights)
     training = TrainingConfig(optimizer="adafactor", max_grad_norm=None)
-    np.testing.assert_allclose(ours(engine, training), np.array(weights["w"]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours(training), np.array(weights["w"]), rtol=0, atol=1e-6)
 
 
-def test_clipping_is_that_of_torch(engine: Engine) -> None:
+def test_clipping_is_that_of_torch(ours: Optimized) -> None:
     def make(parameters: Any) -> Any:
         optimizer = torch.optim.SGD(parameters, momentum=0.0)
         step = optimizer.step
@@ -107,4 +109,4 @@ def test_clipping_is_that_of_torch(engine: Engine) -> None:
         return optimizer
 
     training = TrainingConfig(optimizer="sgd", beta1=0.0, max_grad_norm=0.5)
-    np.testing.assert_allclose(ours(engine, training), torchs(make), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(ours(training), torchs(make), rtol=0, atol=1e-7)
