@@ -1,9 +1,9 @@
 """How the same module is called in transformers (PEFT's names) and in mlx-lm."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from finetune.adapters.fitting import within_layers
 from finetune.core.errors import ModelError
 
 _GPT2 = "gpt2"
@@ -11,10 +11,22 @@ _GPT2 = "gpt2"
 _ALIKE = re.compile(r"model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)|lm_head")
 
 
+def within_layers(module: str) -> str:
+    """The name from the list of layers on, `h.0.attn.c_attn`; outside of the layers the last part, `lm_head`."""
+    parts = module.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[max(0, number - 1) :])
+
+
 def transformers_names(modules: Iterable[str], available: Iterable[str]) -> dict[str, str]:
-    """Modules of any library's names -> PEFT's, given those of the model; what is not found stays as it is."""
+    """Modules of any library's names -> PEFT's, given those of the model; what is not found stays as it is.
+
+    A module of another name (GPT-2's are `model.h.0...` in mlx-lm, `transformer.h.0...` in transformers) is the one
+    module that is called the same from the number of its layer on.
+    """
     known = set(available)
-    tails = {within_layers(name): name for name in known}
+    counts = Counter(map(within_layers, known))
+    tails = {tail: name for name in known if counts[tail := within_layers(name)] == 1}
     return {module: module if module in known else tails.get(within_layers(module), module) for module in modules}
 
 

@@ -70,7 +70,7 @@ def plan_adapters(
 def _continued(
     lora: LoraConfig, path: Path, available: Mapping[str, LinearShape], *, base_model: str, transposes: bool
 ) -> AdapterPlan:
-    adapter = read_fitting(path, available, {})
+    adapter = read_fitting(path, available)
     start = {module: adapter.updates[module] for module in available if module in adapter.updates}
     ranks = {module: update.rank for module, update in start.items()}
     expected = choose_ranks(lora, available)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from finetune.adapters.adapter import Adapter
-from finetune.adapters.fitting import within_layers
+from finetune.adapters.naming import within_layers
 from finetune.adapters.store import adapter_files, read_adapter
 from finetune.adapters.targets import ends_in, rank_of
 from finetune.config.layers import short

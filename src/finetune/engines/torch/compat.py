@@ -1,5 +1,6 @@
 """Everything that depends on the version of PyTorch or transformers: private names, moved functions, defaults."""
 
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -99,6 +100,14 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "mps"
+
+
+def fix_order_of_sums(device: torch.device) -> None:
+    """On CUDA, for the whole process: kernels that add in a fixed order, with a warning where there is none."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _cpu_has_bfloat16() -> bool:

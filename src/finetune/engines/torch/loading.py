@@ -17,6 +17,7 @@ from finetune.core.errors import ModelError, UsageError
 from finetune.engines.torch import compat
 from finetune.engines.torch.attention import register
 from finetune.engines.torch.device import pick_device, pick_dtype
+from finetune.engines.torch.fused import fuse
 from finetune.engines.torch.head import SplitModel, split_model
 from finetune.engines.torch.layout import Layout, layout_of
 from finetune.engines.torch.quantize import QuantizedLinear, quantization_problems, quantize_linears
@@ -68,6 +69,7 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         quantize_linears(model, model_config.quantization)
     _fill(model, weights, dtype, device)
     model.to(device)
+    fuse(model)
     return BaseModel(path, model_config.name, config, model, split_model(model), layout, dtype, device)
 
 
