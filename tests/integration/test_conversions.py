@@ -51,7 +51,7 @@ def test_an_adapter_is_converted_without_its_base_and_that_is_said(shared: Path,
     real = shared / "adapters/mlx_qwen2.5-0.5b"
     ran = ft("export", real, "--format", "peft", "--output", tmp_path / "peft")
     assert ran.code == 0, ran.err
-    assert "is not on this machine: the adapter is converted, and not compared" in ran.err
+    assert "is not on this machine: the adapter is converted, and its predictions are not compared" in ran.err
     assert "scale = 10 counts, and alpha = 16 has no effect" in ran.err
     assert "## Not checked" in (tmp_path / "peft/README.md").read_text()
     document = json.loads((tmp_path / "peft/adapter_config.json").read_text())
@@ -94,7 +94,7 @@ def test_an_npz_is_read_by_every_command_and_its_scale_is_said(model: Path, tmp_
     assert "the scale is taken to be 20" in ran.err
     ran = ft("export", old.parent, "--scale", 2, "--format", "mlx", "--output", tmp_path / "mlx")
     assert ran.code == 0, ran.err
-    assert "which its files do not name" in ran.err
+    assert "The adapter's files name no base" in ran.err
     assert read_adapter(tmp_path / "mlx").scale("model.layers.0.mlp.up_proj") == 2.0
 
 

@@ -49,8 +49,7 @@ def choose(model: ModelConfig) -> EngineChoice:
         return EngineChoice("mlx", "auto: the faster one on Apple silicon")
     if _quantised_for_mlx(model.name):
         return EngineChoice("mlx", "auto: the files of this model are quantised for MLX")
-    # The second condition goes once the engine can merge.
-    if is_installed("pytorch") and importlib.util.find_spec("finetune.engines.torch.merge"):
+    if is_installed("pytorch"):
         return EngineChoice("pytorch", "auto: PyTorch is installed, and this is not Apple silicon")
     return EngineChoice("mlx", "auto: PyTorch, faster on this machine, is not installed")
 

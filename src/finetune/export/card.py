@@ -52,13 +52,14 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The text, with the front matter that model hubs read."""
+    base = facts.base or "BASE"
     sections = [
         _front_matter(facts),
-        f"# {facts.title}\n\nTuned from `{facts.base}` with finetune.",
+        f"# {facts.title}\n\n" + (f"Tuned from `{base}` with finetune." if facts.base else "Written by finetune."),
         _section("Method", facts.method),
         _section("Data", facts.data),
         _section("Figures", facts.figures),
-        "## How to load it\n\n" + _LOADING[facts.format].format(base=facts.base),
+        "## How to load it\n\n" + _LOADING[facts.format].format(base=base),
         f"Prompts are rendered by the template `{facts.template}`." if facts.template else "",
         _checked(facts.comparison),
     ]
@@ -67,7 +68,8 @@ def model_card(facts: CardFacts) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     library = {"peft": "peft", "mlx": "mlx", "merged": "transformers"}[facts.format]
-    return f"---\nbase_model: {facts.base}\nlibrary_name: {library}\ntags:\n- finetune\n---"
+    base = f"base_model: {facts.base}\n" if facts.base else ""
+    return f"---\n{base}library_name: {library}\ntags:\n- finetune\n---"
 
 
 def _section(title: str, facts: Mapping[str, Any]) -> str:

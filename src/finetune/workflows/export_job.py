@@ -112,8 +112,9 @@ def _understood(adapter: Path, scale: float | None, scratch: Path, on_notice: On
 
 def _base(subject: Subject, request: ExportRequest, on_notice: OnNotice) -> Base | None:
     if request.model is None and request.format != "merged" and not _is_here(subject.model.name):
-        name = subject.model.name or "which its files do not name"
-        on_notice(f"The base ({name}) is not on this machine: the adapter is converted, and not compared with it.")
+        name = subject.model.name
+        where = f"The base {name} is not on this machine" if name else "The adapter's files name no base"
+        on_notice(f"{where}: the adapter is converted, and its predictions are not compared with the original's.")
         return None
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)

@@ -164,4 +164,7 @@ def test_the_card_of_a_bare_adapter_has_no_empty_sections() -> None:
 def test_the_card_says_where_nothing_was_compared() -> None:
     card = model_card(replace(FACTS, comparison=None))
     assert "## Not checked" in card
+    nameless = model_card(replace(FACTS, comparison=None, base=""))
+    assert "base_model" not in nameless
+    assert "Tuned from" not in nameless
     assert "## Checked" not in card

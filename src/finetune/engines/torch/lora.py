@@ -118,15 +118,17 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, a, b = ctx.saved_tensors
         fixed: Fixed = ctx.fixed
-        into_low = gradient @ b.to(gradient.dtype) * fixed.scale
+        into_low = gradient @ (b * fixed.scale).to(gradient.dtype)
         dropped = x if fixed.mask is None else fixed.mask.applied(x)
         into_a = (into_low.T @ dropped).to(a.dtype)
-        into_b = (gradient.T @ low).to(b.dtype).mul_(fixed.scale)
+        into_b = (low.T @ gradient).T.to(b.dtype).mul_(fixed.scale)  # faster than gradient.T @ low
         into_x = None
         if ctx.needs_input_grad[0]:
             into_x = gradient @ fixed.weight.dense(gradient.dtype)
-            through = into_low @ a.to(gradient.dtype)
-            into_x += through if fixed.mask is None else fixed.mask.applied(through)
+            if fixed.mask is None:
+                into_x.addmm_(into_low, a.to(gradient.dtype))
+            else:
+                into_x += fixed.mask.applied(into_low @ a.to(gradient.dtype))
         return into_x, into_a, into_b, None
 
 
