@@ -168,9 +168,10 @@ def test_nf4_is_the_nearest_of_sixteen_values_in_blocks_of_64(shape: tuple[int, 
 def _nf4(values: np.ndarray) -> tuple[FloatArray, FloatArray]:
     """The nearest NF4 values (appendix E of Dettmers et al. 2023), and each one's scale."""
     levels = np.array(
-        "-1 -0.6961928 -0.5250731 -0.3949175 -0.28444138 -0.18477343 -0.09105004 0 "
-        "0.0795803 0.1609302 0.2461123 0.33791524 0.44070983 0.562617 0.72295684 1".split(),
-        dtype=np.float64,
+        [
+            *(-1.0, -0.6961928, -0.5250731, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0),
+            *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+        ]
     )
     flat = np.pad(values.ravel(), (0, -values.size % 64)).reshape(-1, 64)
     scales = np.abs(flat).max(axis=1, keepdims=True)
