@@ -1,11 +1,11 @@
 """Everything that depends on the version of PyTorch or transformers: private names, moved functions, defaults."""
 
 import ctypes
+import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,14 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     return device.type == "mps"
 
 
+def fix_order_of_sums(device: torch.device) -> None:
+    """On CUDA, for the whole process: kernels that add in a fixed order, with a warning where there is none."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def _cpu_has_bfloat16() -> bool:
     if platform.machine() not in {"x86_64", "AMD64"}:
         return False
@@ -117,22 +125,15 @@ def cpu_capability() -> str:
     return str(torch.backends.cpu.get_cpu_capability())
 
 
-@contextmanager
-def large_blocks_returned() -> Iterator[None]:
-    """Let glibc give freed blocks of 4 MiB and more back to the system at once, and not only those above 32 MiB.
+def return_large_blocks() -> None:
+    """Let glibc give freed blocks of 4 MiB and more back to the system at once, in this process from here on.
 
-    Else it keeps them in its heap, where the packed weights that come to lie between them hold on to the space that
-    the float weights had: 1.3 times the peak of a 4-bit base of 1,000 million parameters.
+    Else it keeps blocks of up to 32 MiB in its heap, where the packed weights that lie between them hold on to the
+    space of each dense matrix: 1.3 times the peak of a 4-bit base of 1,000 million parameters.
     """
     allocator = ctypes.CDLL(None)
-    if sys.platform != "linux" or not hasattr(allocator, "mallopt"):
-        yield
-        return
-    allocator.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
-    try:
-        yield
-    finally:
-        allocator.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+    if sys.platform == "linux" and hasattr(allocator, "mallopt"):
+        allocator.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def tie_weights(model: Any) -> None:

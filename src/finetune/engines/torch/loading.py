@@ -17,6 +17,7 @@ from finetune.core.errors import ModelError, UsageError
 from finetune.engines.torch import compat
 from finetune.engines.torch.attention import register
 from finetune.engines.torch.device import pick_device, pick_dtype
+from finetune.engines.torch.fused import fuse
 from finetune.engines.torch.head import SplitModel, split_model
 from finetune.engines.torch.layout import Layout, layout_of
 from finetune.engines.torch.quantize import QuantizedLinear, quantization_problems, quantize_linears
@@ -65,10 +66,11 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         layout, places = checked_places(path, model, stored)
         weights = ((name, read_tensor(tensor)) for name, tensor in places.items())
     if model_config.quantization is not None:
+        compat.return_large_blocks()
         quantize_linears(model, model_config.quantization)
-    with compat.large_blocks_returned():
-        _fill(model, weights, dtype, device)
+    _fill(model, weights, dtype, device)
     model.to(device)
+    fuse(model)
     return BaseModel(path, model_config.name, config, model, split_model(model), layout, dtype, device)
 
 
