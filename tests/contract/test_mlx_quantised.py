@@ -97,6 +97,12 @@ def test_loading_quantises_linear_modules_of_the_layers_and_nothing_else(llama: 
     assert type(modules["lm_head"]) is nn.Linear
 
 
+def test_modules_that_cannot_be_quantised_are_named(mlx: Engine, llama: Path, wide: Path) -> None:
+    said = open_training(mlx, llama, model_config=FOUR_BITS).notices
+    assert said == ("model.quantization=4bit: 2 modules (down_proj) stay float: no group size divides their rows.",)
+    assert not open_training(mlx, wide, model_config=FOUR_BITS).notices
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantising_on_loading_gives_the_values_of_mlx_lms_conversion(
     mlx: Engine, llama: Path, tmp_path: Path, bits: int

@@ -20,6 +20,7 @@ from finetune.core.errors import ModelError, TrainingError
 from finetune.engines.mlx.engine import MLXEngine
 from finetune.engines.torch import compat, reading
 from finetune.engines.torch.device import explained_memory, pick_dtype
+from finetune.engines.torch.documents import flatten
 from finetune.engines.torch.engine import TorchEngine
 from finetune.engines.torch.loading import load_base
 from finetune.models.weights import read_weights
@@ -181,3 +182,21 @@ def test_two_threads_and_bfloat16_repeat_bit_for_bit(tied_llama: Path, method: s
         torch.set_num_threads(threads)
     for name, value in weights[0].items():
         np.testing.assert_array_equal(weights[1][name], value)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpointed_layers_are_computed_twice_and_kept_once(llama: Path, method: str) -> None:
+    """What the backward pass keeps of a step shrinks to the inputs of the layers."""
+    kept = {}
+    for checkpointing in (False, True):
+        session = open_training(ENGINE, llama, method=method, gradient_checkpointing=checkpointing)
+        sizes: list[int] = []
+
+        def remember(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            session._base.split.body(flatten(BATCH, torch.device("cpu")))
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < 0.3 * kept[False]

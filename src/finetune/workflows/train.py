@@ -233,6 +233,7 @@ def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     )
     inferred = (
         prepared.engine_notice(),
+        *session.notices,
         *prepared.data.notices,
         *prepared.plan.notices,
         *starting_notices(prepared.config),

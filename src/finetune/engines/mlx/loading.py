@@ -18,6 +18,7 @@ from finetune.engines.mlx.head import SplitModel, split_model
 from finetune.engines.mlx.layout import Layout, layout_of, without_prefix
 from finetune.engines.mlx.quantize import (
     BITS,
+    left_float,
     quantizable,
     quantize_layers,
     quantize_weights,
@@ -40,6 +41,7 @@ class BaseModel:
     split: SplitModel
     layout: Layout
     dtype: Any  # of the computation
+    notices: tuple[str, ...] = ()  # what a person should know about how it was loaded
 
     @property
     def vocabulary(self) -> int:
@@ -63,13 +65,16 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         weights, layout, stored = _read_weights(path, model, config)
         dtype = _dtype(model_config, stored)
     weights = {name: _cast(array, dtype) for name, array in weights.items()}
+    notices: tuple[str, ...] = ()
     if model_config.quantization is not None:
-        _quantize(model, weights, model_config.quantization, path)
+        notices = _quantize(model, weights, model_config.quantization, path)
     suit_device(model)
     model.load_weights(list(weights.items()))
     model.eval()
     _evaluate(model, path)
-    return BaseModel(path, model_config.name, config, model, split_model(model, config), layout, dtype)
+    split = split_model(model, config)
+    mx.clear_cache()  # what was read to be packed is not needed again
+    return BaseModel(path, model_config.name, config, model, split, layout, dtype, notices)
 
 
 def _dtype(model_config: ModelConfig, stored: Any) -> Any:
@@ -82,15 +87,21 @@ def _cast(array: Any, dtype: Any) -> Any:
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
-def _quantize(model: Any, weights: dict[str, Any], wanted: str, path: Path) -> None:
-    """Pack the weights as `model.quantization` wants; files that are packed so already stay as they are."""
+def _quantize(model: Any, weights: dict[str, Any], wanted: str, path: Path) -> tuple[str, ...]:
+    """Pack the weights as `model.quantization` wants, and say what cannot be; packed files stay as they are."""
     if is_quantized(model):
         require_same_bits(model, wanted, str(path))
-        return
-    groups = quantizable(model)
+        return ()
+    left, groups = left_float(model), quantizable(model)
     with _readable(path):
         quantize_weights(weights, groups, BITS[wanted])
     quantize_layers(model, groups, BITS[wanted])
+    if not left:
+        return ()
+    names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in left}))
+    return (
+        f"model.quantization={wanted}: {len(left)} modules ({names}) stay float: no group size divides their rows.",
+    )
 
 
 def _evaluate(model: Any, path: Path) -> None:

@@ -56,6 +56,10 @@ class MLXTrainSession:
     def parameters(self) -> ParameterCount:
         return ParameterCount(sum(array.size for array in self._weights.values()), self._trainable.total)
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return self._base.notices
+
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> MLXPendingStep:
         micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
         tokens = sum(batch.trained_tokens for batch in micro_batches)

@@ -57,6 +57,10 @@ class TorchTrainSession:
     def parameters(self) -> ParameterCount:
         return ParameterCount(len(self._masters.weights), self._trainable.total)
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return ()
+
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> TorchPendingStep:
         micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
         tokens = sum(batch.trained_tokens for batch in micro_batches)
