@@ -71,7 +71,8 @@ def load_engine(choice: EngineChoice) -> Engine:
     """Import the library of an engine that was chosen. Raises UsageError where that fails."""
     if not is_installed(choice.name):
         raise UsageError(
-            f"The {choice} engine cannot run: {LIBRARY[choice.name]} is not installed. {HOW_TO_INSTALL[choice.name]}"
+            f"The {choice.name} engine ({choice.reason}) cannot run: {LIBRARY[choice.name]} is not installed. "
+            f"{HOW_TO_INSTALL[choice.name]}"
         )
     try:
         if choice.name == "mlx":
@@ -82,7 +83,9 @@ def load_engine(choice: EngineChoice) -> Engine:
 
         return TorchEngine()
     except (ImportError, OSError) as error:  # OSError: a shared library of the wheel that this machine lacks
-        raise UsageError(f"The {choice} engine cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}") from error
+        raise UsageError(
+            f"The {choice.name} engine ({choice.reason}) cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}"
+        ) from error
 
 
 def is_installed(name: EngineName) -> bool:

@@ -72,7 +72,9 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
     model.load_weights(list(weights.items()))
     model.eval()
     _evaluate(model, path)
-    return BaseModel(path, model_config.name, config, model, split_model(model, config), layout, dtype, notices)
+    split = split_model(model, config)
+    mx.clear_cache()  # what was read to be packed is not needed again
+    return BaseModel(path, model_config.name, config, model, split, layout, dtype, notices)
 
 
 def _dtype(model_config: ModelConfig, stored: Any) -> Any:

@@ -1,8 +1,10 @@
 """Everything that depends on the version of PyTorch or transformers: private names, moved functions, defaults."""
 
+import ctypes
 import os
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,8 @@ from finetune.core.errors import ModelError
 
 # Buffers that older releases of transformers stored with the weights.
 _STORED_BUFFERS = (r"\.attn\.bias$", r"\.attn\.masked_bias$", r"rotary_emb\.inv_freq$")
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def versions() -> dict[str, str]:
@@ -119,6 +123,17 @@ def _cpu_has_bfloat16() -> bool:
 def cpu_capability() -> str:
     """The instruction set that PyTorch's own kernels use, such as AVX512."""
     return str(torch.backends.cpu.get_cpu_capability())
+
+
+def return_large_blocks() -> None:
+    """Let glibc give freed blocks of 4 MiB and more back to the system at once, in this process from here on.
+
+    Else it keeps blocks of up to 32 MiB in its heap, where the packed weights that lie between them hold on to the
+    space of each dense matrix: 1.3 times the peak of a 4-bit base of 1,000 million parameters.
+    """
+    allocator = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(allocator, "mallopt"):
+        allocator.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def tie_weights(model: Any) -> None:

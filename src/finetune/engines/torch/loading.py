@@ -66,6 +66,7 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         layout, places = checked_places(path, model, stored)
         weights = ((name, read_tensor(tensor)) for name, tensor in places.items())
     if model_config.quantization is not None:
+        compat.return_large_blocks()
         quantize_linears(model, model_config.quantization)
     _fill(model, weights, dtype, device)
     model.to(device)

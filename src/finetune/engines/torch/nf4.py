@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 _BLOCK = 64
 _SCALES_BLOCK = 256
-_CHUNK = _BLOCK * 2**15  # values quantised at once: the working copies are several times as large
+_CHUNK_BLOCKS = 2**12  # quantised at once: the working copies are several times as large
 
 
 @functools.cache
@@ -58,12 +58,13 @@ class Nf4Matrix(nn.Module):
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
         self.shape = matrix.shape
-        flat = pad(matrix.reshape(-1), (0, -matrix.numel() % _BLOCK))
-        chunks = [_quantized(chunk) for chunk in torch.split(flat, _CHUNK)]
-        scales = torch.cat([scale for _, scale in chunks])
+        blocks = -(-matrix.numel() // _BLOCK)
+        codes = torch.empty((blocks * _BLOCK // 2, 1), dtype=torch.uint8, device=matrix.device)
+        scales = torch.empty(blocks, device=matrix.device)
+        _quantize_into(codes, scales, matrix.reshape(-1))
         offset = scales.median()  # unlike the mean, it does not depend on the order of a sum
         scale_codes, state = _functions().quantize_blockwise(scales - offset, blocksize=_SCALES_BLOCK)
-        self.register_buffer("codes", torch.cat([codes for codes, _ in chunks]), persistent=False)
+        self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scale_codes", scale_codes, persistent=False)
         self.register_buffer("scale_scales", state.absmax, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -82,10 +83,15 @@ class Nf4Matrix(nn.Module):
         return values.view(-1)[: math.prod(self.shape)].view(self.shape)
 
 
-def _quantized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, float32 scale of each block) of values whose number is a multiple of the block."""
-    codes, state = _functions().quantize_4bit(values.view(-1, _BLOCK), blocksize=_BLOCK, quant_type="nf4")
-    return codes, state.absmax
+def _quantize_into(codes: Tensor, scales: Tensor, values: Tensor) -> None:
+    """Fill `codes` and `scales` [blocks], a few blocks at a time."""
+    for first in range(0, len(scales), _CHUNK_BLOCKS):
+        chunk = values[first * _BLOCK : (first + _CHUNK_BLOCKS) * _BLOCK]
+        if len(chunk) % _BLOCK:
+            chunk = pad(chunk, (0, -len(chunk) % _BLOCK))
+        packed, state = _functions().quantize_4bit(chunk.view(-1, _BLOCK), blocksize=_BLOCK, quant_type="nf4")
+        codes[first * _BLOCK // 2 :][: len(packed)] = packed
+        scales[first:][: len(state.absmax)] = state.absmax
 
 
 @functools.cache
