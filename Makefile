@@ -4,23 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
+# make demo ENGINE=torch installs PyTorch and runs on it; ENGINE=mlx runs on MLX; auto takes the better one installed.
+ENGINE ?= auto
+BACKEND = $(patsubst torch,pytorch,$(ENGINE))
+# One thread for each of several processes: spinning threads would fight for the cores.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # What the coverage gate is about (the rest is covered by end-to-end tests, which run in other processes).
 GATED := src/finetune/core/*,src/finetune/config/*,src/finetune/data/*,src/finetune/adapters/*,src/finetune/training/*
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-lora-quick test-lora lint format demo-model build clean
+.PHONY: help setup demo test test-unit test-lora-quick test-lora lint format demo-model bench build clean
 
 ##@ Start here
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n\033[1m%s\033[0m\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*## / {printf "  \033[36mmake %-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST); echo
 
-demo: $(VENV)/.base ## Tune the carried model on the carried data: before, after, and what it proves
-	$(BIN)/ft demo
+demo: $(VENV)/$(if $(filter pytorch,$(BACKEND)),.torch,.base) ## Tune the carried model on the carried data (ENGINE=torch: on PyTorch)
+	$(BIN)/ft demo --backend $(BACKEND)
 
-# One BLAS thread for each worker: spinning threads of several workers would fight for the cores.
-test: $(VENV)/.dev ## Run the whole test suite, then hold its coverage against the bar
-	OPENBLAS_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
+test: $(VENV)/.dev ## Run the whole test suite on both engines, then hold its coverage against the bar
+	$(ONE_THREAD) $(PYTEST) -n $(WORKERS) --dist worksteal --cov --cov-report=
 	@$(BIN)/coverage report --include='$(GATED)' --skip-covered --fail-under=90 | tail -n 25
 
 setup: $(VENV)/.dev ## Make .venv with everything that development and the tests need
@@ -49,13 +53,17 @@ format: $(VENV)/.dev ## Bring the code into shape
 demo-model: $(VENV)/.base ## Train the carried demo model again, from random weights
 	$(BIN)/python scripts/train_demo_model.py
 
+bench: $(VENV)/.bench ## Time this project against TRL + PEFT and mlx-lm, in turn (long; see docs/performance.md)
+	$(BIN)/python -m benchmarks
+
 build: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build
 
 clean: ## Remove .venv and everything that was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage*
 
-# .base is enough to use the project; .dev adds the tools and the references that the tests compare with.
+# .base is enough to use the project on MLX, .torch adds the PyTorch engine, .dev the tools and references of the
+# tests, .bench the peers that the benchmarks measure.
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "finetune needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Use: make PYTHON=python3.12 ..."; exit 1; }
@@ -67,6 +75,18 @@ $(VENV)/.base: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base
+# The exact version comes first. Where the package index offers a CPU build of it (a mirror, or an extra index in
+# pip's configuration), pip takes that one; from PyPI itself, Linux on x86-64 gets the build with CUDA: some gigabytes.
+# To avoid them: pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu, then make again.
+$(VENV)/.torch: $(VENV)/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[torch]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check --group bench
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check --group dev
 	@touch $@

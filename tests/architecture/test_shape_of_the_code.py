@@ -20,19 +20,22 @@ def test_file_and_functions_are_short(path: Path) -> None:
     assert not long
 
 
+LIBRARIES_OF = {"mlx": {"mlx", "mlx_lm"}, "torch": {"torch", "bitsandbytes"}}
+REFERENCES = {"peft", "trl"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_only_an_engine_imports_its_library(path: Path) -> None:
-    engine_libraries = {"mlx", "mlx_lm", "torch"}
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    if "engines" not in path.relative_to(SOURCE).parts:
-        assert not imported & engine_libraries
+    parts = path.relative_to(SOURCE).parts
+    engine = parts[1] if parts[0] == "engines" else ""
+    foreign = {library for name, libraries in LIBRARIES_OF.items() if name != engine for library in libraries}
+
+    assert not imported_by(path) & (foreign | REFERENCES)
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level packages that a file imports, at its head or in a function."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    named = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in plain + named}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.batches import batch_of, random_rows
+from tests.support.decoding import decode
 from tests.support.engines import open_inference, open_training
 from tests.support.tiny_models import VOCABULARY
 from transformers import AutoTokenizer
@@ -12,20 +13,9 @@ from transformers import AutoTokenizer
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import UsageError
 from finetune.core.types import Batch, GenerationRequest, Sampling
-from finetune.engines.base import Engine, Generator
+from finetune.engines.base import Engine
 
 PROMPT = tuple(range(10, 20))
-
-
-def decode(generator: Generator, *requests: GenerationRequest) -> list[list[int]]:
-    """Run the requests together to their end; the tokens of each."""
-    ids = [generator.add(request) for request in requests]
-    tokens: dict[int, list[int]] = {identifier: [] for identifier in ids}
-    while events := generator.step():
-        for event in events:
-            if event.token is not None:
-                tokens[event.request].append(event.token)
-    return [tokens[identifier] for identifier in ids]
 
 
 def test_greedy_text_of_stories260k_is_the_published_one(engine: Engine, shared: Path) -> None:
@@ -111,7 +101,7 @@ def test_a_long_prompt_is_read_in_parts_with_the_same_result(
     session = open_inference(engine, llama)
     request = GenerationRequest(tuple(range(5, 60)), 6)
     whole = decode(session.generator(), request)
-    monkeypatch.setattr("finetune.engines.mlx.generate.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
     assert decode(session.generator(), request) == whole
 
 
@@ -143,6 +133,8 @@ def test_requests_that_make_no_sense_are_refused(engine: Engine, llama: Path) ->
     generator = open_inference(engine, llama).generator()
     with pytest.raises(UsageError, match="no tokens"):
         generator.add(GenerationRequest((), 4))
+    with pytest.raises(UsageError, match=f"token {VOCABULARY}, and the model knows 0 to {VOCABULARY - 1}"):
+        generator.add(GenerationRequest((5, VOCABULARY), 4))
     with pytest.raises(UsageError, match="max_tokens = 0"):
         generator.add(GenerationRequest(PROMPT, 0))
     with pytest.raises(UsageError, match="No adapter is called 'x'"):

@@ -13,11 +13,10 @@ from tests.support.tiny_models import VOCABULARY
 
 from finetune.adapters.adapter import peft_names
 from finetune.adapters.lora import lora_scale, seeded_init
-from finetune.config.schema import LoraConfig, ModelConfig
-from finetune.core.errors import ConfigError, UsageError
+from finetune.config.schema import LoraConfig
+from finetune.core.errors import ConfigError
 from finetune.core.types import FloatArray
 from finetune.engines.base import Engine, TrainSession
-from finetune.engines.registry import choose_engine
 
 pytestmark = pytest.mark.lora
 ROWS = random_rows(4, vocabulary=VOCABULARY)
@@ -199,10 +198,3 @@ def test_every_step_and_micro_batch_has_its_own_dropout(engine: Engine, llama: P
     assert abs(once - again) > 1e-4
     assert abs(resumed().step([BATCH, BATCH], learning_rate=0.0).result().loss - once) > 1e-4
     assert resumed().step([BATCH], learning_rate=0.0).result().loss == once
-
-
-def test_an_engine_is_chosen_and_pytorch_is_refused(engine: Engine) -> None:
-    assert choose_engine(ModelConfig(name="any")).name == "mlx"
-    with pytest.raises(UsageError, match="pytorch"):
-        choose_engine(ModelConfig(name="any", backend="pytorch"))
-    assert engine.info().name == engine.name

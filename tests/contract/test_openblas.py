@@ -12,7 +12,7 @@ import json, sys
 {before}
 from finetune.config.schema import ModelConfig
 from finetune.engines.registry import choose_engine
-info = choose_engine(ModelConfig(name="any")).info()
+info = choose_engine(ModelConfig(name="any", backend="mlx")).info()
 import mlx.core as mx
 product = (mx.ones((4, 3)) @ mx.ones((3, 2))).tolist()
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""

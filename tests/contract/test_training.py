@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.support.batches import batch_of, random_rows
-from tests.support.engines import BASE, open_inference, open_training
-from tests.support.quantised import quantise
+from tests.support.engines import open_inference, open_training
 from tests.support.tiny_models import VOCABULARY
 
 from finetune.config.schema import LoraConfig, ModelConfig
-from finetune.core.errors import CheckpointError, ModelError, TrainingError
+from finetune.core.errors import CheckpointError, TrainingError
 from finetune.core.paths import ADAPTER_WEIGHTS
 from finetune.engines.base import Engine, TrainSession
 
@@ -184,18 +183,3 @@ def test_memory_is_measured(engine: Engine, llama: Path) -> None:
     session = open_training(engine, llama)
     session.step([BATCH], learning_rate=1e-3).result()
     assert 100_000 < session.peak_memory_bytes() < 2 * 10**9
-
-
-def test_a_quantised_base_takes_adapters_and_refuses_full_tuning(engine: Engine, llama: Path, tmp_path: Path) -> None:
-    model = quantise(llama, tmp_path / "quantised")
-    session = open_training(engine, model, model_config=BASE)
-    before = session.loss(BATCH).mean
-    for _ in range(5):
-        session.step([BATCH], learning_rate=1e-2).result()
-    assert session.loss(BATCH).mean < before
-    assert session.parameters.total == open_training(engine, llama).parameters.total
-    with pytest.raises(ModelError, match="is quantised"):
-        open_training(engine, model, method="full")
-    session.save_weights(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="would erase most of the adapter"):
-        engine.merge(model, model_config=BASE, adapter=tmp_path / "adapter", destination=tmp_path / "merged")

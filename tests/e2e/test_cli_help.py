@@ -55,3 +55,16 @@ def test_json_errors_are_one_document_and_no_traceback() -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("{")
     assert "Traceback" not in done.stderr
+
+
+# mlx-lm imports transformers, which imports PyTorch wherever it is installed: so the engine's package is looked for.
+@pytest.mark.parametrize(("backend", "other"), [("mlx", "finetune.engines.torch"), ("pytorch", "mlx")])
+def test_a_command_on_one_engine_never_imports_the_other(backend: str, other: str) -> None:
+    arguments = ["generate", "--model", "demo", "--prompt", "Hello", "--max-tokens", "2", "--backend", backend]
+    code = (
+        "import sys\nfrom finetune.cli.main import run\n"
+        f"assert run({arguments!r}) == 0\nprint({other!r} in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stderr.splitlines()[-1] == "False", done.stderr

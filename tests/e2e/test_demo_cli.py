@@ -15,12 +15,14 @@ def ft(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_takes_exact_match_from_nearly_none_to_nearly_all(tmp_path):
-    done = ft("demo", "--json", cwd=tmp_path)
+@pytest.mark.parametrize("backend", ["mlx", "pytorch"])
+def test_the_demo_takes_exact_match_from_nearly_none_to_nearly_all(tmp_path, backend):
+    done = ft("demo", "--backend", backend, "--json", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "outputs/demo/report.json").read_text())
+    assert report["engine"] == backend
     assert report["exact_match"]["base"] <= 0.10
     assert report["exact_match"]["tuned"] >= 0.90
     assert report["seconds"] >= report["training_time_seconds"]

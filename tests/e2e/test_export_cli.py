@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from safetensors.numpy import load_file
 from tests.support.ft import ft
 from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
 
@@ -17,6 +18,18 @@ def test_an_adapter_is_merged_and_the_result_answers_like_it(tmp_path: Path) -> 
         ft("generate", "--model", tmp_path / "out", *asked).json["text"]
         == (ft("generate", "--adapter", adapter, *asked).json["text"])
     )
+
+
+def test_an_adapter_goes_to_mlx_lm_and_back_without_its_base(tmp_path: Path) -> None:
+    adapter = write_tiny_adapter(tmp_path / "adapter", base=str(tmp_path / "elsewhere"))
+    for source, format in ((adapter, "mlx"), (tmp_path / "mlx", "peft")):
+        ran = ft("export", source, "--format", format, "--output", tmp_path / format)
+        assert ran.code == 0
+        assert "elsewhere is not on this machine" in ran.err
+    weights = "adapter_model.safetensors"
+    before, after = load_file(adapter / weights), load_file(tmp_path / "peft" / weights)
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ def published_story(shared: Path) -> str:
     return page.split("-t 0.0\n")[1].split("\n```")[0]
 
 
-def test_greedy_generation_reproduces_the_published_text(shared: Path) -> None:
-    ran = ft("generate", "--model", shared / "models/stories260K", "--prompt", "", "--max-tokens", 260, "--json")
+@pytest.mark.parametrize("backend", ["mlx", "pytorch"])
+def test_greedy_generation_reproduces_the_published_text(shared: Path, backend: str) -> None:
+    asked = ("--prompt", "", "--max-tokens", 260, "--backend", backend, "--json")
+    ran = ft("generate", "--model", shared / "models/stories260K", *asked)
     document = ran.json
     expected = published_story(shared)
     assert document["text"][: len(expected)] == expected

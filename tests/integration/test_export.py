@@ -70,7 +70,7 @@ def test_wrong_requests_leave_nothing_behind(model: Path, adapter: Path, tmp_pat
         ([tmp_path / "none", "--format", "peft", "--output", out], 1, "No adapter at"),
         ([adapter, "--format", "peft", "--output", out, "--checkpoint", "best"], 2, "needs a run"),
         ([other, "--model", model, "--format", "mlx", "--output", out], 1, "layers.2"),
-        ([other, "--format", "mlx", "--output", out], 2, "names no base model"),
+        ([other, "--format", "merged", "--output", out], 2, "names no base model"),
         ([adapter, "--format", "peft", "--output", full / "notes.txt" / "x"], 1, "cannot be written"),
     ]
     for arguments, code, message in wrong:

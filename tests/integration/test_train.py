@@ -100,7 +100,6 @@ def test_inferred_values_are_said_before_the_first_step(material, tmp_path):
         ({"data": {"train_file": "absent.jsonl"}}, FinetuneError, "absent.jsonl"),
         ({"data": {"template": "nonsense"}}, UsageError, "nonsense"),
         ({"training": {"learning_rate": -1}}, ConfigError, "learning_rate"),
-        ({"model": {"backend": "pytorch"}}, UsageError, "pytorch"),
         ({"lora": {"target_modules": ["nothing"]}}, ConfigError, "nothing"),
     ],
 )

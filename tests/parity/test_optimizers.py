@@ -1,6 +1,7 @@
-"""Update rules against torch.optim on the same gradients."""
+"""Update rules of both engines against torch.optim on the same gradients."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.optimizers
@@ -9,7 +10,11 @@ import pytest
 import torch
 
 from finetune.config.schema import TrainingConfig
-from finetune.engines.mlx.optimizer import Optimizer
+from finetune.engines.mlx import optimizer as mlx_optimizer
+from finetune.engines.torch import optimizer as torch_optimizer
+from finetune.engines.torch.masters import Masters
+
+Optimized: TypeAlias = Callable[[TrainingConfig], np.ndarray]
 
 RATES = [1e-2, 5e-3, 1e-2, 2e-3, 1e-3, 1e-2]
 
@@ -19,8 +24,8 @@ def gradients() -> list[np.ndarray]:
     return [(10.0 ** rng.uniform(-4, 1) * rng.normal(size=(5, 7))).astype(np.float32) for _ in RATES]
 
 
-def ours(training: TrainingConfig) -> np.ndarray:
-    optimizer = Optimizer(training, lambda name, weight: True)
+def by_mlx(training: TrainingConfig) -> np.ndarray:
+    optimizer = mlx_optimizer.Optimizer(training, lambda name, weight: True)
     weights = {"w": mx.array(start())}
     state = optimizer.initial_state(weights)
     for rate, gradient in zip(RATES, gradients(), strict=True):
@@ -34,6 +39,21 @@ def ours(training: TrainingConfig) -> np.ndarray:
         )
         weights, state = updated.weights, updated.state
     return np.array(weights["w"])
+
+
+def by_pytorch(training: TrainingConfig) -> np.ndarray:
+    masters = Masters({"w": (5, 7)}, lambda name: True, torch.device("cpu"))
+    masters.set({"w": torch.tensor(start())})
+    optimizer = torch_optimizer.Optimizer(training, masters)
+    for rate, gradient in zip(RATES, gradients(), strict=True):
+        masters.gradients.copy_(torch.tensor(4.0 * gradient).flatten())
+        optimizer.update(loss=torch.tensor(1.0), tokens=4, learning_rate=rate)
+    return masters.views(masters.weights)["w"].numpy()
+
+
+@pytest.fixture(params=[by_mlx, by_pytorch])
+def ours(request: pytest.FixtureRequest) -> Optimized:
+    return request.param
 
 
 def start() -> np.ndarray:
@@ -61,7 +81,7 @@ def torchs(make: Any) -> np.ndarray:
     ],
     ids=["adamw", "adam", "sgd"],
 )
-def test_trajectory_is_that_of_torch(name: Any, make: Any, decay: float) -> None:
+def test_trajectory_is_that_of_torch(ours: Optimized, name: Any, make: Any, decay: float) -> None:
     training = TrainingConfig(
         optimizer=name, beta1=0.8, beta2=0.95, epsilon=1e-6, weight_decay=decay, max_grad_norm=None
     )
@@ -70,7 +90,7 @@ def test_trajectory_is_that_of_torch(name: Any, make: Any, decay: float) -> None
     assert np.abs(expected - start()).max() > 1e-2
 
 
-def test_adafactor_is_that_of_mlx() -> None:
+def test_adafactor_is_that_of_mlx(ours: Optimized) -> None:
     rule = mlx.optimizers.Adafactor(learning_rate=1e-2, relative_step=False, scale_parameter=False)
     weights = {"w": mx.array(start())}
     rule.init(weights)
@@ -81,7 +101,7 @@ def test_adafactor_is_that_of_mlx() -> None:
     np.testing.assert_allclose(ours(training), np.array(weights["w"]), rtol=0, atol=1e-6)
 
 
-def test_clipping_is_that_of_torch() -> None:
+def test_clipping_is_that_of_torch(ours: Optimized) -> None:
     def make(parameters: Any) -> Any:
         optimizer = torch.optim.SGD(parameters, momentum=0.0)
         step = optimizer.step

@@ -10,7 +10,7 @@ from finetune.engines.base import Engine
 from finetune.engines.registry import choose_engine
 
 
-@pytest.fixture(scope="session", params=["mlx"])
+@pytest.fixture(scope="session", params=["mlx", "pytorch"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     return choose_engine(ModelConfig(name="any", backend=request.param))
 

@@ -52,6 +52,10 @@ class FakeSession:
     def parameters(self) -> ParameterCount:
         return ParameterCount(self.table.size, self.table.size)
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return ()
+
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> Done:
         self.calls += 1
         if self._not_finite_from is not None and self.calls[0] >= self._not_finite_from:

@@ -13,9 +13,11 @@ import sys
 MODULES = (
     "finetune.cli.train",
     "finetune.engines.mlx.engine",
+    "finetune.engines.torch.engine",
     "finetune.workflows.train",
     "matplotlib.figure",
     "mlx_lm.models.llama",
+    "transformers.models.llama.modeling_llama",
 )
 
 

@@ -89,14 +89,20 @@ def summed_loss(model: Any, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logprobs(model: Any, batch: Batch) -> np.ndarray:
-    """log p(target) as `InferenceSession.token_logprobs` gives it, [B, T]: each document by itself."""
-    result = np.zeros(batch.targets.shape, np.float32)
+def distributions(model: Any, batch: Batch) -> np.ndarray:
+    """log p of the whole vocabulary as `InferenceSession.logprobs` gives it, [N, V]: each document by itself."""
+    parts = []
     for row, where in _places(batch):
         logits = model(input_ids=torch.tensor(batch.inputs[row, where][None]).long(), use_cache=False).logits
-        log_p = torch.log_softmax(logits[0].float(), -1)
-        picked = log_p.gather(-1, torch.tensor(batch.targets[row, where]).long()[:, None])[:, 0]
-        result[row, where] = np.where(batch.loss_mask[row, where], picked.numpy(), 0.0)
+        parts.append(torch.log_softmax(logits[0].float(), -1).numpy()[batch.loss_mask[row, where]])
+    return np.concatenate(parts)
+
+
+def logprobs(model: Any, batch: Batch) -> np.ndarray:
+    """log p(target) as `InferenceSession.token_logprobs` gives it, [B, T]; 0 where nothing is trained on."""
+    result = np.zeros(batch.targets.shape, np.float32)
+    targets = batch.targets[batch.loss_mask]
+    result[batch.loss_mask] = distributions(model, batch)[np.arange(len(targets)), targets]
     return result
 
 

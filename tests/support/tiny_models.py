@@ -38,6 +38,7 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.2,  # wide enough for logits that differ
 }
+WINDOW = 8  # tokens that a query sees in a layer with a sliding window, itself included
 _HEADS = {"head_dim": 8}
 _SOFT_CAPS = {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}
 _GPT2: dict[str, Any] = {
@@ -64,10 +65,21 @@ CONFIGS: dict[str, Any] = {
     "gemma": lambda: GemmaConfig(**_SHAPE, **_HEADS),
     "gemma2": lambda: Gemma2Config(**_SHAPE, **_HEADS, **_SOFT_CAPS),
     "gemma3": lambda: Gemma3TextConfig(
-        **{**_SHAPE, "num_hidden_layers": 7}, **_HEADS, query_pre_attn_scalar=8, sliding_window=8
+        **{**_SHAPE, "num_hidden_layers": 7}, **_HEADS, query_pre_attn_scalar=8, sliding_window=WINDOW
     ),
     "phi3": lambda: Phi3Config(**_SHAPE, tie_word_embeddings=False),
     "gpt2": lambda: GPT2Config(**_GPT2),
+}
+
+# Architectures that shipped models use with a window on all layers (Mistral 7B v0.1, Phi-3 mini), or on some.
+WINDOWED: dict[str, Any] = {
+    "mistral-windowed": lambda: MistralConfig(**_SHAPE, sliding_window=WINDOW, **_HEADS),
+    "phi3-windowed": lambda: Phi3Config(**_SHAPE, tie_word_embeddings=False, sliding_window=WINDOW),
+    "gemma2-windowed": lambda: Gemma2Config(**_SHAPE, **_HEADS, **_SOFT_CAPS, sliding_window=WINDOW),
+    "qwen2-windowed": lambda: Qwen2Config(
+        **_SHAPE, tie_word_embeddings=True, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
+    ),
+    "gemma3": CONFIGS["gemma3"],
 }
 
 
@@ -84,9 +96,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(directory: Path, kind: str = "llama", *, seed: int = 0, dtype: Any = torch.float32) -> Path:
-    """Write a random model of one of `CONFIGS` with its tokenizer, and return the directory."""
+    """Write a random model of one of `CONFIGS` or `WINDOWED` with its tokenizer, and return the directory."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    model = AutoModelForCausalLM.from_config({**CONFIGS, **WINDOWED}[kind]())
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases that are all one or zero hide mistakes

@@ -128,9 +128,13 @@ def compact_targets(adapted: Iterable[str], available: Iterable[str]) -> tuple[s
 
 
 def joined(found: Mapping[str, Mapping[str, FloatArray]], problems: list[str]) -> dict[str, LoraUpdate]:
-    """Make an update of each module's arrays (`a`, `b`, `magnitude`); what does not fit is added to `problems`."""
+    """Make an update of each module's arrays (`a`, `b`, `magnitude`), layer by layer.
+
+    What does not fit is added to `problems`.
+    """
     updates = {}
-    for module, arrays in found.items():
+    for module in sorted(found, key=_by_layer):
+        arrays = found[module]
         missing = {"a", "b"} - arrays.keys()
         if missing:
             problems.append(f"{module}: {' and '.join(f'lora_{name.upper()}' for name in sorted(missing))} is missing")
@@ -145,6 +149,11 @@ def joined(found: Mapping[str, Mapping[str, FloatArray]], problems: list[str]) -
     if not found:
         problems.append("it holds no LoRA tensor")
     return updates
+
+
+def _by_layer(module: str) -> list[tuple[bool, int, str]]:
+    """Layer 10 comes after layer 9."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in module.split(".")]
 
 
 def _update(arrays: Mapping[str, FloatArray]) -> LoraUpdate:

@@ -32,7 +32,7 @@ def choose_ranks(lora: LoraConfig, available: Mapping[str, LinearShape]) -> dict
     """
     problems: list[str] = []
     modules = _targets(lora, available, problems)
-    ranks = {module: _rank(module, lora) for module in modules}
+    ranks = {module: rank_of(module, lora.rank_pattern, lora.rank) for module in modules}
     for pattern in lora.rank_pattern:
         if not any(ends_in(module, pattern) for module in modules):
             problems.append(_unmatched("lora.rank_pattern", pattern, modules or list(available)))
@@ -51,10 +51,10 @@ def _targets(lora: LoraConfig, available: Mapping[str, LinearShape], problems: l
     return [module for module in available if any(ends_in(module, target) for target in lora.target_modules)]
 
 
-def _rank(module: str, lora: LoraConfig) -> int:
+def rank_of(module: str, patterns: Mapping[str, int], common: int) -> int:
     """The rank of the longest pattern that the module's name ends in, else the common one."""
-    matching = [pattern for pattern in lora.rank_pattern if ends_in(module, pattern)]
-    return lora.rank_pattern[max(matching, key=len)] if matching else lora.rank
+    matching = [pattern for pattern in patterns if ends_in(module, pattern)]
+    return patterns[max(matching, key=len)] if matching else common
 
 
 def _too_wide(ranks: Mapping[str, int], available: Mapping[str, LinearShape]) -> list[str]:

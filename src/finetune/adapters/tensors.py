@@ -2,14 +2,16 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from finetune.core.errors import ModelError
 from finetune.core.types import FloatArray
 
 NPZ = ".npz"
+_OPAQUE = np.dtype("V2")  # what MLX saves bfloat16 as, for which NumPy has no name
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -29,6 +31,12 @@ def _read_safetensors(path: Path) -> dict[str, FloatArray]:
     return {name: _as_float32(entry["data"], entry["dtype"], entry["shape"]) for name, entry in entries}
 
 
+def tensor_names(path: Path) -> set[str]:
+    """The names in a .safetensors file, without its tensors."""
+    with safe_open(path, "np") as file:
+        return set(file.keys())
+
+
 def _as_float32(data: bytes, dtype: str, shape: list[int]) -> FloatArray:
     raw = np.frombuffer(data, dtype=_TYPES[dtype])
     if dtype == "BF16":  # the upper half of a float32
@@ -43,8 +51,15 @@ def _read_npz(path: Path) -> dict[str, FloatArray]:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is not a NumPy archive")
         arrays = {name: file[name] for name in file.files}
-    _refuse_types(path, {str(array.dtype) for array in arrays.values() if array.dtype.kind != "f"})
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
+    known = [array.dtype.kind == "f" or array.dtype == _OPAQUE for array in arrays.values()]
+    _refuse_types(path, {str(array.dtype) for array, fits in zip(arrays.values(), known, strict=True) if not fits})
+    return {name: _from_numpy(array) for name, array in arrays.items()}
+
+
+def _from_numpy(array: Any) -> FloatArray:
+    if array.dtype == _OPAQUE:
+        return _as_float32(array.tobytes(), "BF16", list(array.shape))
+    return np.asarray(array, np.float32)
 
 
 def _refuse_types(path: Path, unknown: set[str]) -> None:

@@ -1,5 +1,6 @@
 """Options that `ft generate` and `ft chat` share: which model answers, and how."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,11 +9,35 @@ import typer
 from finetune.core.types import Sampling
 from finetune.generation.requests import AnswerOptions
 
+
+class EngineName(StrEnum):
+    """Values of model.backend."""
+
+    auto = "auto"
+    mlx = "mlx"
+    pytorch = "pytorch"
+
+
+class DeviceName(StrEnum):
+    """Values of model.device."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    metal = "metal"
+
+
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="A local directory, a cached model, `demo`, or a run.")
 ]
 Adapter = Annotated[Path | None, typer.Option("--adapter", "-a", help="An adapter's directory, or a run.")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="Of a run: best, last, or a step.")]
+Backend = Annotated[
+    EngineName | None, typer.Option("--backend", help="The engine; default: the run's, else auto.", show_default=False)
+]
+Device = Annotated[
+    DeviceName | None, typer.Option("--device", help="Where it computes; default: the run's.", show_default=False)
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens of an answer.")]
 Temperature = Annotated[
     float, typer.Option("--temperature", help="0 takes the most probable token; 1 samples as it is.")

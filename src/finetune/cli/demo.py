@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from finetune.cli import answers
 from finetune.cli.console import JsonOption, note, print_json, quiet_output
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def demo(
     *,
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the run goes.")] = Path("outputs/demo"),
+    backend: Annotated[answers.EngineName, typer.Option("--backend", help="The engine.")] = answers.EngineName.auto,
     json: JsonOption = False,
 ) -> None:
     """Tune the carried model on the carried data, and show what that changed. Needs no download.
@@ -28,6 +30,7 @@ def demo(
     \b
     Examples:
       ft demo
+      ft demo --backend pytorch
       ft demo --output outputs/second --json
     """
     from rich.console import Console
@@ -42,10 +45,12 @@ def demo(
         for row in workflow.demo_rows("train", workflow.SHOWN):
             _pair(console, row.request, [("call", row.call)])
         _heading(console, "The base model", "was never shown these tools")
-        _show_base(console, workflow.base_answers())
+        _show_base(console, workflow.base_answers(backend.value))
         _heading(console, "Training", "LoRA; Ctrl-C stops it, `ft train --resume` goes on")
         with ConsoleListener(stderr=json) as listener:
-            result = workflow.tune_and_compare(output, began=began, listeners=[listener], on_notice=note)
+            result = workflow.tune_and_compare(
+                output, backend=backend.value, began=began, listeners=[listener], on_notice=note
+            )
         _heading(console, "The tuned model", "on rows that neither training saw")
         _show_answers(console, result.comparison, workflow.SHOWN)
         _show_figures(console, result)

@@ -29,6 +29,8 @@ def evaluate(
         Path | None, typer.Option("--data", "-d", help="A file of rows; default: the run's validation rows.")
     ] = None,
     checkpoint: answers.Checkpoint = None,
+    backend: answers.Backend = None,
+    device: answers.Device = None,
     template: answers.Template = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first rows.")] = None,
     generate: Annotated[
@@ -57,6 +59,8 @@ def evaluate(
             adapter=adapter,
             data=data,
             checkpoint=checkpoint,
+            backend=backend,
+            device=device,
             template=template,
             limit=limit,
             generate=generate,

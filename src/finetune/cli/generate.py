@@ -21,6 +21,8 @@ def generate(
     model: answers.Model = None,
     adapter: answers.Adapter = None,
     checkpoint: answers.Checkpoint = None,
+    backend: answers.Backend = None,
+    device: answers.Device = None,
     max_tokens: answers.MaxTokens = 256,
     temperature: answers.Temperature = 0.0,
     top_p: answers.TopP = 1.0,
@@ -36,13 +38,12 @@ def generate(
 ) -> None:
     """Answer one prompt with a model, with or without an adapter.
 
-    The prompt is rendered as in training: by the run's template, else by the tokenizer's; a model without a
-    template gets it as raw text. Only the answer goes to standard output, as it grows.
+    The run's template, or the tokenizer's, renders the prompt; without one it is raw text. Only the answer goes to
+    standard output, as it grows.
 
     \b
     Examples:
-      ft generate --model demo --prompt "Wake me at seven"
-      ft generate --model outputs/mine --prompt "Wake me at seven" --max-tokens 64 --json
+      ft generate --model outputs/mine --prompt "Wake me at seven" --backend mlx --json
       ft generate --model MODEL --adapter outputs/mine/adapter --prompt "Hello" --temperature 0.7 --top-p 0.9
       ft generate --model MODEL --raw --prompt "Once upon a time"
     """
@@ -64,6 +65,8 @@ def generate(
             model=model,
             adapter=adapter,
             checkpoint=checkpoint,
+            backend=backend,
+            device=device,
             options=options,
             template=template,
             system=system,
@@ -71,14 +74,14 @@ def generate(
             on_text=_ignore if json else _show,
             on_notice=note,
         )
+    _end(result, json=json)
+
+
+def _end(result: "GenerationResult", *, json: bool) -> None:
+    """The document, or the end of the answer's line and what it took."""
     if json:
         print_json(asdict(result))
-    else:
-        _end(result)
-
-
-def _end(result: "GenerationResult") -> None:
-    """Close the line of the answer, and say what it took."""
+        return
     typer.echo()
     ended = "ended by itself" if result.finish_reason == "stop" else "cut at the limit of tokens"
     note(f"{result.tokens:,} tokens, {result.tokens_per_second:,.0f} tokens/s, {ended}")

@@ -36,6 +36,11 @@ FLAGS: Mapping[str, str] = {
     "learning_rate": "training.learning_rate",
     "lora_rank": "lora.rank",
     "method": "training.method",
+    "backend": "model.backend",
+    "device": "model.device",
+    "quantization": "model.quantization",
+    "packing": "training.packing",
+    "from_adapter": "lora.init_from",
     "max_length": "data.max_length",
     "output": "output.output_dir",
     "seed": "training.seed",
@@ -55,7 +60,14 @@ MaxSteps = Annotated[int | None, _flag("--max-steps", "N")]
 BatchSize = Annotated[int | None, _flag("--batch-size", "N")]
 LearningRate = Annotated[float | None, _flag("--learning-rate", "X")]
 LoraRank = Annotated[int | None, _flag("--lora-rank", "R")]
-Method = Annotated[str | None, _flag("--method", "lora|full")]
+Method = Annotated[str | None, _flag("--method", "lora|dora|full")]
+Backend = Annotated[str | None, _flag("--backend", "auto|mlx|pytorch")]
+Device = Annotated[str | None, _flag("--device", "auto|cpu|cuda|metal")]
+Quantization = Annotated[str | None, _flag("--quantization", "4bit|8bit")]
+Packing = Annotated[
+    bool | None, typer.Option("--packing/--no-packing", help=option_help("training.packing"), show_default=False)
+]
+FromAdapter = Annotated[str | None, _flag("--from-adapter", "ADAPTER")]
 MaxLength = Annotated[int | None, _flag("--max-length", "N")]
 Output = Annotated[str | None, _flag("--output", "DIR")]
 Seed = Annotated[int | None, _flag("--seed", "S")]
@@ -80,6 +92,8 @@ def train(
     model: Annotated[str | None, _flag("--model", "MODEL")] = None,
     data: Annotated[str | None, _flag("--data", "DATA")] = None,
     profile: Profile = None,
+    backend: Backend = None,
+    from_adapter: FromAdapter = None,
     overrides: Overrides = None,
     output: Output = None,
     resume: Resume = None,
@@ -110,7 +124,7 @@ def _refuse_misplaced(context: typer.Context) -> None:
     """An option before `start` would be read and forgotten."""
     misplaced = _given(context.params, ignore=set())
     if misplaced:
-        names = ", ".join("--set" if name == "overrides" else f"--{name}" for name in misplaced)
+        names = ", ".join("--set" if name == "overrides" else f"--{name.replace('_', '-')}" for name in misplaced)
         command = context.invoked_subcommand
         raise UsageError(f"{names} before `{command}` has no effect. Put it after: ft train {command} ... {names} ...")
 
@@ -145,6 +159,11 @@ def start(
     learning_rate: LearningRate = None,
     lora_rank: LoraRank = None,
     method: Method = None,
+    backend: Backend = None,
+    device: Device = None,
+    quantization: Quantization = None,
+    packing: Packing = None,
+    from_adapter: FromAdapter = None,
     max_length: MaxLength = None,
     output: Output = None,
     seed: Seed = None,
@@ -158,6 +177,8 @@ def start(
     Examples:
       ft train start demo examples.jsonl
       ft train start ~/models/llama data/train.jsonl --profile chat --epochs 3 --lora-rank 16
+      ft train start ~/models/llama data/train.jsonl --method dora --quantization 4bit
+      ft train start demo examples.jsonl --from-adapter outputs/first/adapter
       ft train start demo examples.jsonl --set lora.alpha=32 --set output.eval_steps=20 --json
     """
     _run(_load(context.params, config), resume=resume, json=json)
@@ -171,6 +192,7 @@ def quick(
     data: Data,
     template: Template = None,
     max_steps: MaxSteps = None,
+    backend: Backend = None,
     max_length: MaxLength = None,
     output: Output = None,
     seed: Seed = None,
@@ -274,12 +296,15 @@ def _show(result: "TrainingResult", *, json: bool) -> None:
 
 def _show_validation(found: "Validation") -> None:
     data, plan, memory = found.prepared.data, found.prepared.plan, found.memory
-    rows = data.report.rows
+    rows, packing = data.report.rows, found.prepared.config.training.packing
     lines = [
         ("model", f"{found.prepared.source.path} ({found.prepared.source.model_type})"),
+        ("engine", str(found.prepared.choice)),
+        ("device", f"{found.prepared.device}, {found.prepared.dtype}"),
         ("rows", f"{rows.read:,} read, {len(data.train):,} to train on, {len(data.validation):,} to validate on"),
         ("left out", f"{rows.dropped:,} dropped, {rows.duplicates:,} duplicates, {rows.undesirable:,} undesirable"),
         ("length", f"at most {data.max_length:,} tokens; {rows.truncated:,} rows are cut"),
+        ("packing", "rows end to end" if packing else "rows side by side, padded"),
         ("template", data.template.name),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
     ]
@@ -287,7 +312,7 @@ def _show_validation(found: "Validation") -> None:
         lines.append(("trainable", f"{memory.trainable:,} parameters"))
         lines.append(("memory", f"about {size(memory.bytes)} and activations"))
     print_table(("", ""), lines)
-    _list("Values that were not given", [*data.notices, *plan.notices])
+    _list("Values that were not given", found.notices)
     _list("Advice", found.advice)
     typer.echo("\nThe configuration and the data are in order.")
 

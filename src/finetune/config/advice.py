@@ -50,7 +50,7 @@ def advise(
 
 def _alpha(config: RunConfig, _: Facts) -> str | None:
     lora = config.lora
-    if config.training.method != "lora" or lora.alpha is None or lora.use_rslora:
+    if config.training.method == "full" or lora.alpha is None or lora.use_rslora:
         return None
     if lora.rank <= lora.alpha <= 4 * lora.rank:
         return None
@@ -62,7 +62,7 @@ def _alpha(config: RunConfig, _: Facts) -> str | None:
 
 def _rslora(config: RunConfig, _: Facts) -> str | None:
     scale = config.lora.effective_alpha / math.sqrt(config.lora.rank)
-    if config.training.method != "lora" or not config.lora.use_rslora or scale <= 4:
+    if config.training.method == "full" or not config.lora.use_rslora or scale <= 4:
         return None
     return (
         f"lora.use_rslora with rank {config.lora.rank} and alpha {config.lora.effective_alpha:g} scales the update by "
@@ -74,8 +74,8 @@ def _learning_rate(config: RunConfig, facts: Facts) -> str | None:
     training = config.training
     if training.optimizer not in ("adamw", "adam"):
         return None
-    what = "LoRA" if training.method == "lora" else "full fine-tuning"
-    low, high = LORA_RATES if training.method == "lora" else FULL_RATES
+    what = {"lora": "LoRA", "dora": "DoRA", "full": "full fine-tuning"}[training.method]
+    low, high = FULL_RATES if training.method == "full" else LORA_RATES
     if config.model.init == "random":
         what, (low, high) = "training from random weights", SCRATCH_RATES
     elif facts.parameters is not None and facts.parameters < SMALL_MODEL:
@@ -90,15 +90,24 @@ def _learning_rate(config: RunConfig, facts: Facts) -> str | None:
 
 
 def _dropout(config: RunConfig, _: Facts) -> str | None:
-    if config.training.method != "lora" or config.lora.dropout <= 0.3:
+    if config.training.method == "full" or config.lora.dropout <= 0.3:
         return None
     return f"lora.dropout = {config.lora.dropout:g} hides much of the input. Usual is 0 to 0.1."
 
 
-def _random_base(config: RunConfig, _: Facts) -> str | None:
-    if config.model.init != "random" or config.training.method != "lora":
+def _dora_dropout(config: RunConfig, _: Facts) -> str | None:
+    if config.training.method != "dora" or not config.lora.dropout:
         return None
-    return "model.init = random with LoRA tunes a base that knows nothing. Set training.method to full to train it."
+    return (
+        f"lora.dropout = {config.lora.dropout:g} with DoRA reaches the low-rank branch alone, not the product with the "
+        "base: a run does not repeat one of PEFT's, which drops in both. Set it to 0 to compare."
+    )
+
+
+def _random_base(config: RunConfig, _: Facts) -> str | None:
+    if config.model.init != "random" or config.training.method == "full":
+        return None
+    return "model.init = random with adapters tunes a base that knows nothing. Set training.method to full to train it."
 
 
 def _half(config: RunConfig, _: Facts) -> str | None:
@@ -199,6 +208,7 @@ RULES: tuple[Rule, ...] = (
     _rslora,
     _learning_rate,
     _dropout,
+    _dora_dropout,
     _random_base,
     _half,
     _smoothing,

@@ -76,7 +76,7 @@ def _full(config: RunConfig) -> bool:
     return config.training.method == "full"
 
 
-LORA_KEYS = ("rank", "alpha", "dropout", "target_modules", "use_rslora", "rank_pattern")
+LORA_KEYS = ("rank", "alpha", "dropout", "target_modules", "use_rslora", "rank_pattern", "init_from")
 
 NO_EFFECT: tuple[NoEffect, ...] = (
     NoEffect(

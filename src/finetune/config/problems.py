@@ -1,6 +1,7 @@
 """Pydantic's findings, said as a person would: the key, the value, its place, and what it must be."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,16 @@ from finetune.config.yaml_lines import KeyPath, YamlProblem, read_yaml
 SHAPES: Mapping[str, str] = {
     "data.train_file": "must be a path, or a list of paths and of mappings with path and weight",
     "lora.target_modules": "must be all-linear, or a list of module names",
+}
+# Words that other tools use for a value, and what to write here.
+MEANT: Mapping[tuple[str, str], str] = {
+    ("training.method", "qlora"): "QLoRA is training.method: lora with model.quantization: 4bit",
+    ("training.method", "qdora"): "quantised DoRA is training.method: dora with model.quantization: 4bit",
+    ("training.method", "rslora"): "rsLoRA is training.method: lora with lora.use_rslora: true",
+    ("model.backend", "cuda"): "the engine for CUDA is pytorch. Set model.device: cuda for the card",
+    ("model.backend", "metal"): "the engine for Metal is mlx",
+    ("model.device", "mps"): "the name for it here is metal",
+    ("model.device", "gpu"): "must be auto, cpu, cuda (NVIDIA) or metal (Apple); auto takes a GPU where there is one",
 }
 # Findings inside a value of the right shape, which say more than the shape.
 _SPECIFIC = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "missing", "extra_forbidden"}
@@ -84,15 +95,21 @@ def _must(key: str, error: ErrorDetails, value: Any) -> str:
         return f"{phrase} {error['ctx'][bound]:g}"
     match kind:
         case "literal_error":
-            return _one_of(options()[key].choices, value)
+            return _one_of(key, value)
         case "extra_forbidden":
             return "unknown key. Known here: path, weight"
         case _:
             return _right_type(kind, value)
 
 
-def _one_of(choices: Sequence[str], value: Any) -> str:
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+def _one_of(key: str, value: Any) -> str:
+    choices, word = options()[key].choices, str(value).lower()
+    if (key, word) in MEANT:
+        return MEANT[key, word]
+    bits = re.fullmatch(r"(?:int|nf|fp|q)?(\d+)[ _-]?(?:bits?)?", word) if key == "model.quantization" else None
+    if bits is not None and f"{bits[1]}bit" not in choices:
+        return f"{bits[1]} bits are not offered. Choose 4bit (least memory) or 8bit (closest to the original)"
+    near = [f"{bits[1]}bit"] if bits is not None else difflib.get_close_matches(word, choices, n=1)
     return f"must be one of {', '.join(choices)}" + (f". Did you mean {near[0]}?" if near else "")
 
 

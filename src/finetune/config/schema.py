@@ -49,6 +49,9 @@ class LoraConfig(Section):
     rank_pattern: dict[str, Positive] = Field(
         default_factory=dict, description="Another rank for modules whose name ends in the key"
     )
+    init_from: str | None = Field(
+        None, description="Adapter to start from (PEFT's or mlx-lm's files): rank, alpha, targets, method are its own"
+    )
 
     @property
     def effective_alpha(self) -> float:

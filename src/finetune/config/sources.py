@@ -52,6 +52,7 @@ FLAG_NAMES: Mapping[str, str] = {
     "data.train_file": "DATA",
     "lora.rank": "--lora-rank",
     "lora.alpha": "--lora-alpha",
+    "lora.init_from": "--from-adapter",
     "output.output_dir": "--output",
 }
 

@@ -85,13 +85,19 @@ def select_rows(
 
 def choose_max_length(wanted: int | None, context_length: int | None, lengths: LengthSummary | None) -> int:
     """`data.max_length`, else the longest row; never more than the model's context (UsageError)."""
-    if wanted is not None and context_length is not None and wanted > context_length:
-        raise UsageError(
-            f"data.max_length={wanted:,} is more than the model's {context_length:,}. "
-            "Lower it, or choose a model with a longer context."
-        )
+    check_max_length(wanted, context_length)
     longest = lengths.longest if lengths else 0
     return wanted if wanted is not None else min(longest, context_length or longest)
+
+
+def check_max_length(wanted: int | None, context_length: int | None, *, given_in: str = "") -> None:
+    """Refuse (UsageError) rows longer than the model's context; `given_in` is where the length was set."""
+    if wanted is not None and context_length is not None and wanted > context_length:
+        place = f" ({given_in})" if given_in else ""
+        raise UsageError(
+            f"data.max_length={wanted:,}{place} is more than the model's {context_length:,}. "
+            "Lower it, or choose a model with a longer context."
+        )
 
 
 def _wanted(examples: list[Example], config: DataConfig, keep_duplicates: bool) -> _Wanted:

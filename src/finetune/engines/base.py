@@ -70,6 +70,11 @@ class TrainSession(Protocol):
         """Trainable and total."""
         ...
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """What a person should know about how the model was loaded, one sentence each."""
+        ...
+
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> PendingStep:
         """Add up the gradients of all micro-batches, divide by all their trained tokens, clip, update.
 

@@ -1,6 +1,5 @@
 """Chooses an engine for a configuration, and refuses what it cannot do before anything is loaded."""
 
-import importlib
 import importlib.util
 import platform
 import sys
@@ -9,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from finetune.config.schema import ModelConfig, RunConfig
-from finetune.core.errors import ConfigError, UsageError
+from finetune.core.errors import ConfigError, ModelError, UsageError
 from finetune.engines.base import Engine, Feature
 from finetune.engines.features import FEATURES
+from finetune.models.source import find_directory, read_config
 
 EngineName: TypeAlias = Literal["mlx", "pytorch"]
 
@@ -24,13 +24,6 @@ HOW_TO_INSTALL: Mapping[EngineName, str] = {
         "`pip install torch --index-url https://download.pytorch.org/whl/cpu` first spares gigabytes of CUDA packages."
     ),
 }
-
-
-_CLASSES: Mapping[EngineName, tuple[str, str]] = {
-    "mlx": ("finetune.engines.mlx.engine", "MLXEngine"),
-    "pytorch": ("finetune.engines.torch.engine", "TorchEngine"),
-}
-_READY = False  # turned on with the PyTorch engine's last part, within the hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +40,16 @@ class EngineChoice:
 def choose(model: ModelConfig) -> EngineChoice:
     """The engine that `model.backend` names. Imports no engine's library.
 
-    `auto` is MLX on Apple silicon; elsewhere PyTorch where it is installed, because MLX's matrix products on Linux
-    CPUs are slower, and else MLX.
+    `auto` is MLX on Apple silicon and for files that only MLX reads; elsewhere PyTorch where it is installed, because
+    MLX's matrix products on Linux CPUs are slower, and else MLX.
     """
     if model.backend != "auto":
         return EngineChoice(model.backend, f"model.backend={model.backend}")
     if on_apple_silicon():
         return EngineChoice("mlx", "auto: the faster one on Apple silicon")
-    if _READY and is_installed("pytorch"):
+    if _quantised_for_mlx(model.name):
+        return EngineChoice("mlx", "auto: the files of this model are quantised for MLX")
+    if is_installed("pytorch"):
         return EngineChoice("pytorch", "auto: PyTorch is installed, and this is not Apple silicon")
     return EngineChoice("mlx", "auto: PyTorch, faster on this machine, is not installed")
 
@@ -76,14 +71,21 @@ def load_engine(choice: EngineChoice) -> Engine:
     """Import the library of an engine that was chosen. Raises UsageError where that fails."""
     if not is_installed(choice.name):
         raise UsageError(
-            f"The {choice} engine cannot run: {LIBRARY[choice.name]} is not installed. {HOW_TO_INSTALL[choice.name]}"
+            f"The {choice.name} engine ({choice.reason}) cannot run: {LIBRARY[choice.name]} is not installed. "
+            f"{HOW_TO_INSTALL[choice.name]}"
         )
-    module, class_name = _CLASSES[choice.name]
     try:
-        engine: Engine = getattr(importlib.import_module(module), class_name)()
+        if choice.name == "mlx":
+            from finetune.engines.mlx.engine import MLXEngine
+
+            return MLXEngine()
+        from finetune.engines.torch.engine import TorchEngine
+
+        return TorchEngine()
     except (ImportError, OSError) as error:  # OSError: a shared library of the wheel that this machine lacks
-        raise UsageError(f"The {choice} engine cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}") from error
-    return engine
+        raise UsageError(
+            f"The {choice.name} engine ({choice.reason}) cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}"
+        ) from error
 
 
 def is_installed(name: EngineName) -> bool:
@@ -94,6 +96,14 @@ def is_installed(name: EngineName) -> bool:
 def on_apple_silicon() -> bool:
     """Whether MLX computes with Metal here."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _quantised_for_mlx(name: str) -> bool:
+    """Whether the model is there and its config.json describes MLX's packed weights."""
+    try:
+        return isinstance(read_config(find_directory(name)).get("quantization"), dict)
+    except ModelError:
+        return False
 
 
 def needed_features(config: RunConfig) -> frozenset[Feature]:

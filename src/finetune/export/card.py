@@ -44,7 +44,7 @@ class CardFacts:
     format: ExportFormat
     base: str
     method: Mapping[str, Any]
-    comparison: Comparison
+    comparison: Comparison | None  # None: the base was not at hand
     data: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
@@ -52,13 +52,14 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """The text, with the front matter that model hubs read."""
+    base = facts.base or "BASE"
     sections = [
         _front_matter(facts),
-        f"# {facts.title}\n\nTuned from `{facts.base}` with finetune.",
+        f"# {facts.title}\n\n" + (f"Tuned from `{base}` with finetune." if facts.base else "Written by finetune."),
         _section("Method", facts.method),
         _section("Data", facts.data),
         _section("Figures", facts.figures),
-        "## How to load it\n\n" + _LOADING[facts.format].format(base=facts.base),
+        "## How to load it\n\n" + _LOADING[facts.format].format(base=base),
         f"Prompts are rendered by the template `{facts.template}`." if facts.template else "",
         _checked(facts.comparison),
     ]
@@ -67,7 +68,8 @@ def model_card(facts: CardFacts) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     library = {"peft": "peft", "mlx": "mlx", "merged": "transformers"}[facts.format]
-    return f"---\nbase_model: {facts.base}\nlibrary_name: {library}\ntags:\n- finetune\n---"
+    base = f"base_model: {facts.base}\n" if facts.base else ""
+    return f"---\n{base}library_name: {library}\ntags:\n- finetune\n---"
 
 
 def _section(title: str, facts: Mapping[str, Any]) -> str:
@@ -81,11 +83,25 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _checked(comparison: Comparison) -> str:
+def _checked(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return (
+            "## Not checked\n\nThe base was not on the machine of the export, so this adapter was converted without a "
+            "comparison of its predictions."
+        )
     return (
         "## Checked\n\n"
         f"This directory was loaded again and compared with the original on {comparison.tokens:,} tokens: "
-        f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats (allowed: "
-        f"{comparison.tolerance:.0e}, {comparison.reason}). The tuning itself changes them by up to "
-        f"{comparison.adapter_effect:.2g}."
+        f"{difference(comparison)}."
+    )
+
+
+def difference(comparison: Comparison) -> str:
+    """How far an export is from its original, beside how far the base is."""
+    limit = "" if comparison.tolerance is None else f"{comparison.tolerance:.0e} allowed: "
+    divergence = comparison.divergence
+    return (
+        f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats ({limit}{comparison.reason}), "
+        f"where the tuning itself changes them by up to {comparison.adapter_effect:.2g}; KL divergence from the tuned "
+        f"model {divergence.exported:.1e} nats a token, where the untuned base has {divergence.base:.2g}"
     )

@@ -6,8 +6,10 @@ Nothing is loaded: a model of any size is described in milliseconds.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from finetune.core.types import Dtype
 from finetune.models.source import ModelSource
 from finetune.models.weights import TensorInfo, read_weights
 
@@ -18,6 +20,9 @@ NOT_ADAPTED = frozenset(
 )
 # Tables beside the packed weights of a quantised layer (MLX): not parameters of the model.
 QUANTIZATION_TABLES = ("scales", "biases")
+
+# Types in safetensors' terms.
+DTYPES: Mapping[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # Bytes a trained parameter needs beside itself: gradient, and Adam's two moments in float32.
 MOMENTS_BYTES = 8
@@ -61,10 +66,32 @@ class ModelInfo:
         """Base as stored, adapter, its gradient and its moments in float32; without activations."""
         return self.weight_bytes + adapter_parameters * (2 * FLOAT32_BYTES + MOMENTS_BYTES)
 
+    def saved_by_quantizing(self, bits: int) -> int:
+        """Bytes that linear weights need less in `bits` bits; half a bit a weight goes to the scales of its group."""
+        if self.bits is not None:
+            return 0
+        linear = sum(module.in_features * module.out_features for module in self.linear_modules)
+        return int(linear * (self.weight_bytes / max(1, self.parameters) - (bits + 0.5) / 8))
+
     @property
     def full_memory_bytes(self) -> int:
         """Weights and gradient as stored, moments in float32; without activations."""
         return 2 * self.weight_bytes + self.parameters * MOMENTS_BYTES
+
+
+def stored_dtype(path: Path) -> Dtype:
+    """The floating point type that most tensors of a model directory are stored in. Raises as `read_weights` does."""
+    counts = Counter(DTYPES[tensor.dtype] for tensor in read_weights(path) if tensor.dtype in DTYPES)
+    return counts.most_common(1)[0][0] if counts else "float32"
+
+
+def stored_bits(config: Mapping[str, Any]) -> str | None:
+    """How a `config.json` says its files are quantised: "4 bits", the name of a method, or None for plain ones."""
+    bits = _quantization(config)[1]
+    if bits is not None:
+        return f"{bits} bits"
+    other = config.get("quantization_config")
+    return str(other.get("quant_method", "unknown")) if isinstance(other, dict) else None
 
 
 def describe_model(source: ModelSource) -> ModelInfo:

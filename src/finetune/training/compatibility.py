@@ -13,9 +13,12 @@ CADENCE = "when and what is written, not what is learned"
 STOPPING = "when to stop, not how a step is done"
 
 # Everything else must be as it was, because a step would be another one. The length of the run too
-# (training.max_steps, training.epochs): the schedule depends on it.
+# (training.max_steps, training.epochs): the schedule depends on it. So must the engine, the type and the layout of
+# rows (model.backend, model.dtype, training.packing): they change no more than rounding, but resuming promises bits.
 MAY_CHANGE: Mapping[str, str] = {
     "model.name": BY_CONTENT,
+    "model.device": "where steps are computed; another one is warned of, because the last bits may differ",
+    "lora.init_from": BY_CONTENT,
     "data.train_file": BY_CONTENT,
     "data.validation_file": BY_CONTENT,
     "output.output_dir": "the run stays where it is",

@@ -12,7 +12,9 @@ from finetune.workflows.opening import trained_template
 from finetune.workflows.subjects import Run, Subject
 
 
-def card_facts(subject: Subject, *, format: ExportFormat, title: str, base: str, comparison: Comparison) -> CardFacts:
+def card_facts(
+    subject: Subject, *, format: ExportFormat, title: str, base: str, comparison: Comparison | None
+) -> CardFacts:
     """What is known; a bare adapter has no data and no figures."""
     report = {} if subject.run is None else _report(subject.run.paths)
     return CardFacts(
@@ -42,7 +44,8 @@ def _method(subject: Subject) -> dict[str, Any]:
     else:
         adapter = read_adapter_config(subject.adapter)
         targets = adapter.target_modules
-        facts["method"] = "LoRA" + (" (rsLoRA scaling)" if adapter.use_rslora else "")
+        name = "DoRA" if adapter.use_dora else "LoRA"
+        facts["method"] = name + (" (rsLoRA scaling)" if adapter.use_rslora else "")
         facts["rank"] = adapter.rank
         facts["alpha"] = adapter.alpha
         facts["target modules"] = targets if isinstance(targets, str) else ", ".join(targets)

@@ -101,6 +101,8 @@ def chat(
     model: str | None = None,
     adapter: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     options: AnswerOptions | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -114,6 +116,8 @@ def chat(
         model=model,
         adapter=None if adapter is None else Path(adapter),
         checkpoint=checkpoint,
+        backend=backend,
+        device=device,
     )
     with open_subject(subject, template=template, on_notice=lambda _message: None) as opened:
         yield Conversation(_with_template(opened, on_notice), options, system, on_notice)

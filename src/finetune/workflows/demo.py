@@ -57,14 +57,15 @@ def demo_rows(split: str, count: int) -> list[DemoRow]:
     return [DemoRow(messages[0]["content"], messages[1]["content"]) for messages in rows]
 
 
-def base_answers() -> EvaluationResult:
+def base_answers(backend: str = "auto") -> EvaluationResult:
     """What the base says to a few test rows before any tuning."""
-    return evaluate(model=MODEL, data=DATA / "test.jsonl", limit=SHOWN, generate=SHOWN)
+    return evaluate(model=MODEL, data=DATA / "test.jsonl", limit=SHOWN, generate=SHOWN, backend=backend)
 
 
 def tune_and_compare(
     output: Path = OUTPUT,
     *,
+    backend: str = "auto",
     began: float,
     listeners: Sequence[Listener] = (),
     on_notice: OnNotice = lambda _message: None,
@@ -75,7 +76,7 @@ def tune_and_compare(
     report's `seconds` count from it.
     """
     _make_room(output, on_notice)
-    run = train(_config(output), listeners=listeners)
+    run = train(_config(output, backend), listeners=listeners)
     test = DATA / "test.jsonl"
     with test.open(encoding="utf-8") as lines:
         rows = sum(1 for _ in lines)
@@ -83,9 +84,9 @@ def tune_and_compare(
     return _with_report(run, comparison, time.perf_counter() - began)
 
 
-def _config(output: Path) -> dict[str, dict[str, Any]]:
+def _config(output: Path, backend: str) -> dict[str, dict[str, Any]]:
     return {
-        "model": {"name": MODEL},
+        "model": {"name": MODEL, "backend": backend},
         "data": {"train_file": str(DATA / "train.jsonl"), "validation_file": str(DATA / "validation.jsonl")},
         "training": dict(TRAINING),
         "output": {"output_dir": str(output), "sample_prompts": 1, "eval_steps": EVAL_STEPS},

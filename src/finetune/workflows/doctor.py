@@ -12,10 +12,24 @@ from typing import Any
 from finetune import __version__
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import FinetuneError
-from finetune.engines.base import EngineInfo
+from finetune.core.types import Dtype
+from finetune.engines.registry import (
+    ENGINES,
+    HOW_TO_INSTALL,
+    LIBRARY,
+    EngineChoice,
+    EngineName,
+    choose,
+    is_installed,
+    load_engine,
+)
 
-LIBRARIES = ("mlx", "mlx-lm", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pydantic")
+LIBRARIES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pydantic")
+ENGINE_LIBRARIES = ("mlx", "mlx-lm", "torch", "bitsandbytes")  # each engine says itself what it lacks
 OPTIONAL = {"pyarrow": "reads Parquet files: pip install 'finetune[parquet]'"}
+ANY_MODEL = ModelConfig(name="demo")
+STORED: Dtype = "bfloat16"  # what most models' files hold
+MEASURED: tuple[Dtype, ...] = ("float32", "bfloat16")
 OLDEST_PYTHON = (3, 11)
 LITTLE_MEMORY = 4e9
 LITTLE_DISK = 5e9
@@ -32,6 +46,7 @@ class Diagnosis:
     memory: dict[str, Any]
     disk: dict[str, Any]
     libraries: dict[str, str | None]
+    engine: dict[str, str]  # the one that `auto` chooses, and why
     engines: list[dict[str, Any]]
     hugging_face: dict[str, Any]
     problems: list[str] = field(default_factory=list)
@@ -54,6 +69,7 @@ def examine(directory: Path = Path()) -> Diagnosis:
         memory=_memory(advice),
         disk=_disk(directory, advice),
         libraries=_libraries(problems, advice),
+        engine=asdict(choose(ANY_MODEL)),
         engines=_engines(problems, advice),
         hugging_face=_hugging_face(),
         problems=problems,
@@ -107,7 +123,7 @@ def _disk(directory: Path, advice: list[str]) -> dict[str, Any]:
 
 
 def _libraries(problems: list[str], advice: list[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {name: _version(name) for name in (*LIBRARIES, *OPTIONAL)}
+    found: dict[str, str | None] = {name: _version(name) for name in (*LIBRARIES, *ENGINE_LIBRARIES, *OPTIONAL)}
     for name in LIBRARIES:
         if found[name] is None:
             problems.append(f"{name} is not installed. Install finetune again: pip install finetune")
@@ -123,20 +139,39 @@ def _version(name: str) -> str | None:
 
 
 def _engines(problems: list[str], advice: list[str]) -> list[dict[str, Any]]:
+    """Every engine, the one that `auto` chooses first. Only that one can stand in the way of training."""
+    chosen = choose(ANY_MODEL).name
+    records = []
+    for name in sorted(ENGINES, key=lambda name: name != chosen):
+        record = _engine(name)
+        records.append({**record, "chosen": name == chosen})
+        if "error" in record:
+            (problems if name == chosen else advice).append(record["error"])
+        advice.extend(record.get("advice", ()))
+    return records
+
+
+def _engine(name: EngineName) -> dict[str, Any]:
+    """What an engine says of itself, and how fast it multiplies; `error` where it cannot be asked."""
+    if not is_installed(name):
+        missing = f"The {name} engine is not there: {LIBRARY[name]} is not installed. {HOW_TO_INSTALL[name]}"
+        return {"name": name, "available": False, "error": missing}
     try:
-        info = _ask_mlx()
-    except (FinetuneError, ImportError, OSError, RuntimeError) as error:
-        problems.append(f"The mlx engine does not start: {error}")
-        return [{"name": "mlx", "available": False, "error": str(error)}]
-    advice.extend(info.advice)
-    record = {field: getattr(info, field) for field in ("name", "version", "device", "advice")}
-    return [{"available": True, **record, "details": dict(info.details)}]
-
-
-def _ask_mlx() -> EngineInfo:
-    from finetune.engines.registry import choose_engine
-
-    return choose_engine(ModelConfig(name="demo", backend="mlx")).info()
+        engine = load_engine(EngineChoice(name, "ft doctor"))
+        info = engine.info()
+        return {
+            "name": name,
+            "available": True,
+            "version": info.version,
+            "device": info.device,
+            "details": dict(info.details),
+            "advice": list(info.advice),
+            "auto_dtype": engine.compute_dtype(ANY_MODEL, STORED),
+            "matmul_gflops": {dtype: round(engine.matmul_rate(dtype) / 1e9, 1) for dtype in MEASURED},
+        }
+    except (FinetuneError, ImportError, OSError, RuntimeError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        return {"name": name, "available": False, "error": f"The {name} engine does not start: {said}"}
 
 
 def _hugging_face() -> dict[str, Any]:

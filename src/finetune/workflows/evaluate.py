@@ -11,7 +11,14 @@ from finetune.engines.registry import choose_engine
 from finetune.evaluation.evaluator import Evaluator, Question, Scores
 from finetune.generation.requests import Prompt
 from finetune.models.source import ModelSource
-from finetune.workflows.opening import TUNED, open_session, resolve_base, trained_template, whole_model
+from finetune.workflows.opening import (
+    TUNED,
+    open_session,
+    resolve_base,
+    say_what_was_assumed,
+    trained_template,
+    whole_model,
+)
 from finetune.workflows.rows import HeldOut, rows_of_file, rows_of_run
 from finetune.workflows.subjects import Subject, find_subject
 
@@ -55,6 +62,8 @@ def evaluate(
     adapter: Path | str | None = None,
     data: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     template: str | None = None,
     limit: int | None = None,
     generate: int | None = None,
@@ -73,7 +82,10 @@ def evaluate(
         model=model,
         adapter=None if adapter is None else Path(adapter),
         checkpoint=checkpoint,
+        backend=backend,
+        device=device,
     )
+    say_what_was_assumed(subject, on_notice)
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
     wanted = GENERATED if generate is None else generate

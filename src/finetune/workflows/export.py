@@ -1,29 +1,31 @@
 """`ft export`: write a tuned model for other programs, load it again, and compare before it counts as done."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.naming import mlx_lm_names, require_alike
+from finetune.adapters.store import read_adapter
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import FinetuneError, ModelError, UsageError
 from finetune.core.files import temporary_beside
 from finetune.core.paths import CHAT_TEMPLATE
-from finetune.core.types import Batch, FloatArray
+from finetune.core.types import Batch
 from finetune.data.batching import evaluation_batches
 from finetune.data.rows import EncodedRow
-from finetune.data.templates import Template
-from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.registry import choose_engine
-from finetune.export.card import CardFacts, model_card
-from finetune.export.formats import ExportFormat, copy_model, stored_type, write_mlx, write_peft
+from finetune.export.card import model_card
+from finetune.export.formats import ExportFormat, copy_model, is_quantised, stored_type, write_mlx, write_peft
 from finetune.export.probes import PROBE_ROWS, probe_rows
-from finetune.export.verify import Comparison, compare, logprobs
-from finetune.models.source import ModelSource
+from finetune.export.verify import LARGEST_SHARE, Comparison, Scores, compare, scores
+from finetune.models.source import read_config
 from finetune.workflows.card import card_facts
-from finetune.workflows.opening import find_template, open_session, resolve_base, whole_model
+from finetune.workflows.export_job import Base, ExportRequest, Job, find_job
+from finetune.workflows.opening import open_session, whole_model
 from finetune.workflows.rows import rows_of_run
-from finetune.workflows.subjects import Subject, find_subject, is_run
+from finetune.workflows.subjects import Subject
 
 OnNotice = Callable[[str], None]
 
@@ -36,21 +38,9 @@ class ExportResult:
     format: ExportFormat
     base: str
     original: Path
-    comparison: Comparison
+    comparison: Comparison | None  # None where the base is not on this machine
     files: tuple[str, ...]
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One export: what is written, and what it is compared with."""
-
-    format: ExportFormat
-    subject: Subject
-    original: Path  # an adapter, or a whole model
-    base: ModelSource
-    tokenizer: TextTokenizer
-    template: Template | None
 
 
 def export(
@@ -60,51 +50,36 @@ def export(
     output: Path | str,
     model: str | None = None,
     checkpoint: str | None = None,
+    scale: float | None = None,
+    dequantize: bool = False,
+    backend: str | None = None,
     on_notice: OnNotice = lambda _message: None,
 ) -> ExportResult:
-    """Write the result of a run, or an adapter directory, to `output`, which must be new or empty.
+    """Write the result of a run, or an adapter (a directory or a file of it), to `output`, which must be new or empty.
 
-    The export is loaded again and its log-probabilities are compared with the original's. Where they differ by
-    more than rounding explains, ModelError is raised and nothing is left behind.
+    The export is loaded again and its predictions are compared with the original's. Where they differ by more than
+    rounding explains, or merging into quantised weights loses the tuning, ModelError is raised and nothing is left
+    behind. Adapters whose base is not on this machine are converted without a comparison, and that is said.
+    `scale` is for files of mlx-lm that do not say theirs; `dequantize` merges a quantised base into a float model.
     """
-    job, output = _job(Path(what), format, model, checkpoint), Path(output)
+    output = Path(output)
     _check_output(output)
-    rows = _probes(job, on_notice)
-    temporary = temporary_beside(output.resolve())
-    try:
+    request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize, backend)
+    with _beside(output, "original") as scratch, _beside(output, "export") as temporary:
+        job = find_job(request, scratch, on_notice)
         temporary.mkdir(parents=True)
-        _write(job, temporary)
-        comparison = _compare(job, temporary, rows)
-        _check(comparison)
-        facts = _facts(job, output.resolve().name, comparison)
+        _write(job, temporary, on_notice)
+        comparison = None if job.base is None else _compared(job, job.base, temporary, on_notice)
+        facts = card_facts(
+            job.subject, format=format, title=output.resolve().name, base=job.base_name, comparison=comparison
+        )
         (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
         temporary.rename(output.resolve())
-    except OSError as error:
-        raise FinetuneError(
-            f"{output} cannot be written: {error.strerror or error}. Nothing was left there."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     files = sorted(path for path in output.rglob("*") if path.is_file())
     names = tuple(path.relative_to(output).as_posix() for path in files)
     size = sum(path.stat().st_size for path in files)
-    return ExportResult(output, format, job.subject.model.name, job.original, comparison, names, size)
-
-
-def _job(what: Path, format: ExportFormat, model: str | None, checkpoint: str | None) -> _Job:
-    if is_run(what):
-        subject = find_subject(what, model=model, checkpoint=checkpoint)
-    else:
-        subject = find_subject(model=model, adapter=what, checkpoint=checkpoint)
-    original = subject.adapter or subject.tuned_model
-    if original is None:
-        raise UsageError(f"{what} holds nothing that was tuned. Give a run or an adapter.")
-    if subject.adapter is None and format != "merged":
-        raise UsageError(f"--format {format}: this run tuned every weight and has no adapter. Use --format merged.")
-    base = resolve_base(subject)
-    tokenizer = TextTokenizer.open(base.path)
-    template = find_template(subject, tokenizer, None, lambda _message: None)
-    return _Job(format, subject, original, base, tokenizer, template)
+    original = job.original if scale is None else request.what
+    return ExportResult(output, format, job.base_name, original, comparison, names, size)
 
 
 def _check_output(output: Path) -> None:
@@ -112,74 +87,132 @@ def _check_output(output: Path) -> None:
         raise UsageError(f"--output {output} exists and is not an empty directory. Choose a new one.")
 
 
-def _probes(job: _Job, on_notice: OnNotice) -> list[EncodedRow]:
-    """The run's own validation rows where they can be had, else built-in texts."""
-    validation: Sequence[EncodedRow] = ()
-    if job.subject.run is not None:
-        try:
-            validation = rows_of_run(job.subject.run, job.tokenizer, job.base, samples=0).rows[:PROBE_ROWS]
-        except FinetuneError as error:
-            on_notice(f"Compared on built-in texts, as the run's rows cannot be had: {error}")
-    return probe_rows(validation, job.tokenizer)
+@contextmanager
+def _beside(output: Path, part: str) -> Iterator[Path]:
+    """A directory's name beside the output, of which nothing is left after the block."""
+    temporary = temporary_beside(output.resolve().with_name(f"{output.resolve().name}.{part}"))
+    try:
+        yield temporary
+    except OSError as error:
+        raise FinetuneError(
+            f"{output} cannot be written: {error.strerror or error}. Nothing was left there."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(job: _Job, destination: Path) -> None:
+def _write(job: Job, destination: Path, on_notice: OnNotice) -> None:
     """Fill `destination`, but for the card."""
-    base = _portable_name(job.base)
     if job.subject.adapter is None:
         copy_model(job.original, destination)
     elif job.format == "peft":
-        write_peft(job.original, destination, base=base)
+        available = () if job.base is None else choose_engine(job.subject.model).module_paths(job.base.source.path)
+        kind = "" if job.base is None else job.base.source.model_type
+        write_peft(job.original, destination, base=job.base_name, available=available, model_type=kind)
     elif job.format == "mlx":
-        paths = choose_engine(job.subject.model).module_paths(job.base.path)
-        write_mlx(job.original, destination, base=base, model_config=job.base.config, paths=paths)
-    else:
-        engine = choose_engine(job.subject.model)
-        engine.merge(job.base.path, model_config=job.subject.model, adapter=job.original, destination=destination)
-    if job.template is not None and job.template.source != job.tokenizer.chat_template:
-        (destination / CHAT_TEMPLATE).write_text(job.template.source, encoding="utf-8")
+        names, layers = _mlx_names(job), None if job.base is None else _layers(job.base)
+        for notice in write_mlx(job.original, destination, base=job.base_name, layers=layers, names=names):
+            on_notice(notice)
+    elif job.base is not None:
+        choose_engine(job.subject.model).merge(
+            job.base.source.path,
+            model_config=job.subject.model,
+            adapter=job.original,
+            destination=destination,
+            dequantize=job.dequantize,
+        )
+    _write_template(job, destination)
 
 
-def _portable_name(base: ModelSource) -> str:
-    """What another program finds the base by: the hub's name, or the directory's full path."""
-    is_hub_name = not Path(base.name).expanduser().is_dir() and "/" in base.name
-    return base.name if is_hub_name else str(base.path.resolve())
+def _mlx_names(job: Job) -> Mapping[str, str]:
+    """The adapter's modules by the names that mlx-lm gives them."""
+    modules = read_adapter(job.original).updates
+    if job.base is None:
+        require_alike(modules, "Give the base with --model.")
+        return {}
+    engine = choose_engine(job.subject.model)
+    paths = engine.module_paths(job.base.source.path) if engine.name == "mlx" else None
+    return mlx_lm_names(modules, model_type=job.base.source.model_type, paths=paths)
 
 
-def _compare(job: _Job, exported: Path, rows: Sequence[EncodedRow]) -> Comparison:
-    """Score the rows with the base, the original, and what was written."""
-    batches = list(evaluation_batches(rows, max_rows=1, max_tokens=None, pad_id=job.tokenizer.pad_id))
+def _layers(base: Base) -> int:
+    config = base.source.config
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    if not isinstance(layers, int):
+        raise ModelError("The base's config.json names no number of layers (num_hidden_layers), which mlx-lm needs.")
+    return layers
+
+
+def _write_template(job: Job, destination: Path) -> None:
+    """The template of the prompts, where the base's tokenizer has another one or is not here."""
+    beside = job.original / CHAT_TEMPLATE
+    if job.base is not None:
+        template = job.base.template
+        if template is not None and template.source != job.base.tokenizer.chat_template:
+            (destination / CHAT_TEMPLATE).write_text(template.source, encoding="utf-8")
+    elif beside.is_file():
+        shutil.copyfile(beside, destination / CHAT_TEMPLATE)
+
+
+def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comparison:
+    """Score the probe rows with the base, the original, and what was written. Raises ModelError where it differs."""
+    rows = _probes(job.subject, base, on_notice)
+    batches = list(evaluation_batches(rows, max_rows=1, max_tokens=None, pad_id=base.tokenizer.pad_id))
     config, whole = job.subject.model, whole_model(job.subject.model)
+    adapters = {} if job.subject.adapter is None else {"original": job.original}
     if job.format != "merged":
-        both = {"original": job.original, "exported": exported}
-        scores = _score(config, job.base.path, batches, both)
-        return compare(base=scores[None], original=scores["original"], exported=scores["exported"], stored_as="float32")
-    merged = _score(whole, exported, batches)[None]
-    if job.subject.adapter is None:
-        base = _score(config, job.base.path, batches)[None]
-        original = _score(whole, job.original, batches)[None]
-        return compare(base=base, original=original, exported=merged, stored_as="float32")
-    scores = _score(config, job.base.path, batches, {"original": job.original})
-    stored_as = stored_type(exported)
-    return compare(base=scores[None], original=scores["original"], exported=merged, stored_as=stored_as)
+        found = _score(config, base.source.path, batches, {**adapters, "exported": exported})
+        stored_as, requantised = "float32", False
+    else:
+        found = _score(config, base.source.path, batches, adapters)
+        if not adapters:
+            found["original"] = _score(whole, job.original, batches, {})[None]
+        found["exported"] = _score(whole, exported, batches, {})[None]
+        stored_as = "float32" if not adapters else stored_type(exported)
+        requantised = is_quantised(read_config(exported))
+    comparison = compare(
+        base=found[None],
+        original=found["original"],
+        exported=found["exported"],
+        stored_as=stored_as,
+        requantised=requantised,
+    )
+    _check(comparison)
+    return comparison
+
+
+def _probes(subject: Subject, base: Base, on_notice: OnNotice) -> list[EncodedRow]:
+    """The run's own validation rows where they can be had, else built-in texts."""
+    validation: Sequence[EncodedRow] = ()
+    if subject.run is not None:
+        try:
+            validation = rows_of_run(subject.run, base.tokenizer, base.source, samples=0).rows[:PROBE_ROWS]
+        except FinetuneError as error:
+            on_notice(f"Compared on built-in texts, as the run's rows cannot be had: {error}")
+    return probe_rows(validation, base.tokenizer)
 
 
 def _score(
-    config: ModelConfig, model: Path, batches: Sequence[Batch], adapters: Mapping[str, Path] | None = None
-) -> dict[str | None, FloatArray]:
-    """Log-probabilities of the batches by a model alone (None) and with each adapter."""
+    config: ModelConfig, model: Path, batches: Sequence[Batch], adapters: Mapping[str, Path]
+) -> dict[str | None, Scores]:
+    """Scores of a model alone (None) and with each adapter."""
     with open_session(config, model, adapters) as session:
-        return {name: logprobs(session, batches, adapter=name) for name in (None, *(adapters or {}))}
-
-
-def _facts(job: _Job, title: str, comparison: Comparison) -> CardFacts:
-    return card_facts(job.subject, format=job.format, title=title, base=_portable_name(job.base), comparison=comparison)
+        return {name: scores(session, batches, adapter=name) for name in (None, *adapters)}
 
 
 def _check(comparison: Comparison) -> None:
-    if not comparison.holds:
+    if comparison.holds:
+        return
+    if comparison.tolerance is None:
+        divergence = comparison.divergence
         raise ModelError(
-            f"The export does not answer like the original: log-probabilities differ by up to "
-            f"{comparison.largest_difference:.2g} nats on {comparison.tokens:,} tokens, and "
-            f"{comparison.tolerance:.0e} is allowed ({comparison.reason}). Nothing was left there."
+            f"The tuning does not survive this merge: quantised again, the merged model is {divergence.exported:.2g} "
+            f"nats a token away from the tuned one (KL divergence), and the untuned base {divergence.base:.2g}. "
+            f"At most {LARGEST_SHARE:.0%} of that is allowed. Nothing was left there. Merge into a float model with "
+            "--dequantize, or keep base and adapter apart (--format peft or mlx)."
         )
+    raise ModelError(
+        f"The export does not answer like the original: log-probabilities differ by up to "
+        f"{comparison.largest_difference:.2g} nats on {comparison.tokens:,} tokens, and "
+        f"{comparison.tolerance:.0e} is allowed ({comparison.reason}). Nothing was left there."
+    )

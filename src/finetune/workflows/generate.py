@@ -35,6 +35,8 @@ def generate(
     model: str | None = None,
     adapter: Path | str | None = None,
     checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     options: AnswerOptions | None = None,
     template: str | None = None,
     system: str | None = None,
@@ -48,7 +50,13 @@ def generate(
     """
     options = options or AnswerOptions()
     check_options(options)
-    subject = find_subject(model=model, adapter=None if adapter is None else Path(adapter), checkpoint=checkpoint)
+    subject = find_subject(
+        model=model,
+        adapter=None if adapter is None else Path(adapter),
+        checkpoint=checkpoint,
+        backend=backend,
+        device=device,
+    )
     with open_subject(subject, template=template, raw=raw, on_notice=on_notice) as opened:
         request = TextRequest(opened.prompter.prompt(prompt, system=system), options, opened.adapter)
         request = fit_to_context(request, opened.source.context_length)

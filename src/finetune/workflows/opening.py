@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.store import read_adapter
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import UsageError
 from finetune.core.paths import CHAT_TEMPLATE
@@ -49,12 +50,20 @@ def open_subject(
         source, config = resolve_base(subject), subject.model
     else:
         source, config = resolve_model(str(subject.tuned_model)), whole_model(subject.model)
+    say_what_was_assumed(subject, on_notice)
     tokenizer = TextTokenizer.open(source.path)
     chosen = None if raw else find_template(subject, tokenizer, template, on_notice)
     adapters = {} if subject.adapter is None else {TUNED: subject.adapter}
     with open_session(config, source.path, adapters) as session:
         name = None if subject.adapter is None else TUNED
         yield OpenedSubject(source, tokenizer, session, Prompter(tokenizer, chosen), name)
+
+
+def say_what_was_assumed(subject: Subject, on_notice: OnNotice) -> None:
+    """What the adapter's files leave open; those of a run leave nothing open."""
+    if subject.adapter is not None and subject.run is None:
+        for notice in read_adapter(subject.adapter).notices:
+            on_notice(notice)
 
 
 def resolve_base(subject: Subject) -> ModelSource:

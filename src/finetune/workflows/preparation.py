@@ -5,15 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.config.load import LoadedConfig
 from finetune.config.schema import DataConfig, DataFile, RunConfig
+from finetune.core.errors import ConfigError
 from finetune.core.files import sha256_of
+from finetune.core.types import Dtype
 from finetune.data.batching import BatchPlan
 from finetune.data.prepare import PreparedData, prepare_data
+from finetune.data.selection import check_max_length
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
 from finetune.engines.registry import EngineChoice, choose, choose_engine, needed_features, require
+from finetune.models.info import stored_bits, stored_dtype
 from finetune.models.source import DEMO, ModelSource, resolve_model
 from finetune.training.plan import DEFAULT_EPOCHS, TrainingPlan, make_plan
+from finetune.workflows.starting_adapter import settled
 
 CONTENT_OF_A_MODEL = ("config.json", "*.safetensors")
 SHORTEST_MAX_LENGTH = 16  # the schema's least
@@ -26,11 +32,23 @@ class Preparation:
     config: RunConfig
     choice: EngineChoice
     engine: Engine
+    dtype: Dtype  # of the base's weights and of the products
     source: ModelSource
     tokenizer: TextTokenizer
     data: PreparedData
     batches: BatchPlan
     plan: TrainingPlan
+
+    @property
+    def device(self) -> str:
+        """Where it is computed, for people."""
+        wanted = self.config.model.device
+        return self.engine.info().device if wanted == "auto" else wanted
+
+    def engine_notice(self) -> str:
+        """What runs this, why, where, in which type and with which layout of rows."""
+        rows = "end to end" if self.config.training.packing else "side by side, padded"
+        return f"Engine: {self.choice} on {self.device} in {self.dtype}; rows lie {rows}."
 
     def model_files(self) -> dict[str, str]:
         """SHA-256 of the files that the weights come from; drawing them at random needs config.json alone."""
@@ -39,15 +57,22 @@ class Preparation:
         return {path.name: sha256_of(path) for path in files}
 
 
-def prepare(config: RunConfig) -> Preparation:
+def plain(config: RunConfig | LoadedConfig) -> RunConfig:
+    """The configuration without where its values came from."""
+    return config.config if isinstance(config, LoadedConfig) else config
+
+
+def prepare(given: RunConfig | LoadedConfig) -> Preparation:
     """Choose the engine, read model description, tokenizer and data, and work out the plan. Writes nothing.
 
-    Options that the engine lacks are refused first; weights are not loaded yet.
+    Options that the engine, the machine or the model's files rule out are refused first; weights are not loaded yet.
     """
+    config = settled(given)
     choice = choose(config.model)
     require(choice.name, needed_features(config))
     engine = choose_engine(config.model)
     source = resolve_model(config.model.name, weights=config.model.init == "pretrained")
+    _check_files(given, source)
     tokenizer = TextTokenizer.open(source.path)
     data = prepare_data(
         config.data,
@@ -59,7 +84,27 @@ def prepare(config: RunConfig) -> Preparation:
     config = with_engine(config, engine)
     batches = batch_plan(config, data, pad_id=tokenizer.pad_id)
     plan = make_plan(config.training, config.output, steps_per_epoch=batches.steps_per_epoch)
-    return Preparation(resolved(config, data, plan), choice, engine, source, tokenizer, data, batches, plan)
+    dtype = engine.compute_dtype(config.model, _stored(config, source))
+    return Preparation(resolved(config, data, plan), choice, engine, dtype, source, tokenizer, data, batches, plan)
+
+
+def _check_files(given: RunConfig | LoadedConfig, source: ModelSource) -> None:
+    """Refuse what the model's config.json rules out, before any row is read."""
+    config = plain(given)
+    place = str(given.sources["data.max_length"]) if isinstance(given, LoadedConfig) else ""
+    check_max_length(config.data.max_length, source.context_length, given_in=place)
+    bits = stored_bits(source.config)
+    if bits is not None and config.training.method == "full":
+        problem = (
+            f"training.method=full changes every weight, and those of {source.name} are quantised ({bits}), so they "
+            "cannot be changed. Set training.method to lora, which is QLoRA here, or choose the model that they "
+            "were made from."
+        )
+        raise ConfigError("The configuration", [problem])
+
+
+def _stored(config: RunConfig, source: ModelSource) -> Dtype:
+    return stored_dtype(source.path) if config.model.init == "pretrained" else "float32"
 
 
 def with_engine(config: RunConfig, engine: Engine) -> RunConfig:
@@ -100,12 +145,17 @@ def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunCo
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"name": _absolute(name) if _is_path(name) else name}),
-            "lora": config.lora.model_copy(update={"alpha": config.lora.effective_alpha}),
+            "lora": config.lora.model_copy(update=_resolved_lora(config)),
             "training": config.training.model_copy(update=training),
             "data": config.data.model_copy(update=_resolved_data(config, data)),
             "output": config.output.model_copy(update=output),
         }
     )
+
+
+def _resolved_lora(config: RunConfig) -> Mapping[str, Any]:
+    start = config.lora.init_from
+    return {"alpha": config.lora.effective_alpha, "init_from": None if start is None else _absolute(start)}
 
 
 def _resolved_data(config: RunConfig, data: PreparedData) -> Mapping[str, Any]:

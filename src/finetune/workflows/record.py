@@ -13,6 +13,7 @@ from finetune import __version__
 from finetune.core.errors import CheckpointError
 from finetune.core.paths import RunPaths
 from finetune.workflows.preparation import Preparation
+from finetune.workflows.starting_adapter import fingerprint
 
 FORMAT = 1
 LIBRARIES = ("numpy", "safetensors", "tokenizers", "transformers")
@@ -31,7 +32,8 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
             **info.details,
             **{name: metadata.version(name) for name in LIBRARIES},
         },
-        "engine": {"name": info.name, "device": info.device},
+        "engine": {key: value for key, value in engine_record(prepared).items() if key != "reason"},
+        "engine_reason": prepared.choice.reason,
         "machine": _machine(),
         "git": _git(),
         "model": {
@@ -40,11 +42,18 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
             "model_type": prepared.source.model_type,
             "files": prepared.model_files(),
         },
+        "adapter": {"path": prepared.config.lora.init_from, "files": fingerprint(prepared.config)},
         "tokenizer": {"sha256": prepared.tokenizer.fingerprint},
         "template": {"name": prepared.data.template.name, "sha256": prepared.data.template.sha256},
         "max_length": prepared.data.max_length,
         "data": dict(prepared.data.fingerprints),
     }
+
+
+def engine_record(prepared: Preparation) -> dict[str, str]:
+    """What computes, why it was chosen, where, and in which type."""
+    choice = prepared.choice
+    return {"name": choice.name, "reason": choice.reason, "device": prepared.device, "dtype": prepared.dtype}
 
 
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +65,7 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "model": record["model"]["files"],
+        "adapter": record.get("adapter", {}).get("files", {}),
         "tokenizer": record["tokenizer"]["sha256"],
         "template": record["template"]["sha256"],
         "data": {"file": files, **data},

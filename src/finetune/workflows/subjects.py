@@ -1,12 +1,12 @@
 """What a person means by a run, a model, an adapter or a checkpoint: the base, and what was trained on it."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.adapters.store import is_adapter, named_base
 from finetune.config.load import load_config
 from finetune.config.schema import ModelConfig, RunConfig
 from finetune.core.errors import CheckpointError, ModelError, UsageError
@@ -62,13 +62,26 @@ def open_run(path: Path) -> Run:
 
 
 def find_subject(
-    run: Path | None = None, *, model: str | None = None, adapter: Path | None = None, checkpoint: str | None = None
+    run: Path | None = None,
+    *,
+    model: str | None = None,
+    adapter: Path | None = None,
+    checkpoint: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
 ) -> Subject:
     """The model that RUN, --model, --adapter and --checkpoint describe together.
 
-    A run may stand in each of the first three places. Raises UsageError for combinations that contradict each
-    other, and ModelError or CheckpointError for what is not there.
+    A run may stand in each of the first three places; `backend` and `device` go before its own. Raises UsageError
+    for combinations that contradict each other, and ModelError or CheckpointError for what is not there.
     """
+    subject = _found(run, model, adapter, checkpoint)
+    wanted = {"backend": backend, "device": device}
+    where = {key: value for key, value in wanted.items() if value is not None}
+    return replace(subject, model=subject.model.model_copy(update=where))
+
+
+def _found(run: Path | None, model: str | None, adapter: Path | None, checkpoint: str | None) -> Subject:
     if model is not None and is_run(Path(model)):
         run, model = _only_one(run, Path(model), "--model"), None
     if adapter is not None and is_run(adapter):
@@ -78,10 +91,10 @@ def find_subject(
     if run is not None:
         subject = _of_run(open_run(run), checkpoint)
         return subject if model is None else _on_another_base(subject, model)
+    if adapter is not None:
+        return _of_adapter(adapter if checkpoint is None else _mlx_checkpoint(adapter, checkpoint), model)
     if checkpoint is not None:
         raise UsageError(f"--checkpoint {checkpoint} needs a run to choose from. Give the run's directory.")
-    if adapter is not None:
-        return _of_adapter(adapter, model)
     if model is None:
         raise UsageError("Nothing to load. Give a run's directory, or --model (and --adapter).")
     return Subject(ModelConfig(name=model))
@@ -142,7 +155,7 @@ def _named(checkpoint: Path) -> str:
 
 
 def _of_adapter(adapter: Path, model: str | None) -> Subject:
-    if not (adapter / ADAPTER_CONFIG).is_file():
+    if not is_adapter(adapter):
         raise ModelError(f"No adapter at {adapter}: {_what_is_there(adapter)}. An adapter has {ADAPTER_CONFIG}.")
     home = next((parent for parent in list(adapter.resolve().parents)[:2] if is_run(parent)), None)
     run = None if home is None else open_run(home)
@@ -155,15 +168,22 @@ def _of_adapter(adapter: Path, model: str | None) -> Subject:
     return Subject(base, adapter=adapter, run=run)
 
 
+def _mlx_checkpoint(adapter: Path, wanted: str) -> Path:
+    """One of the checkpoints that mlx-lm keeps beside its result, by its step."""
+    there = {int(file.name[:7]): file for file in sorted(adapter.glob("[0-9]" * 7 + "_adapters.safetensors"))}
+    if not there:
+        raise UsageError(f"--checkpoint {wanted} needs a run to choose from. Give the run's directory.")
+    if not wanted.isdecimal() or int(wanted) not in there:
+        raise UsageError(f"{adapter} has no checkpoint {wanted!r}. There are: {', '.join(map(str, there))}.")
+    return there[int(wanted)]
+
+
 def _base_of(adapter: Path) -> str:
     """The base that the adapter's own configuration names."""
-    try:
-        name = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
-        raise ModelError(f"{adapter / ADAPTER_CONFIG} cannot be read: {error}.") from error
+    name = named_base(adapter)
     if not name:
-        raise UsageError(f"{adapter / ADAPTER_CONFIG} names no base model. Give it with --model.")
-    return str(name)
+        raise UsageError(f"{adapter} names no base model. Give it with --model.")
+    return name
 
 
 def _what_is_there(path: Path) -> str:

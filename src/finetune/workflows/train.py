@@ -26,10 +26,11 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
-from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.preparation import Preparation, plain, prepare
 from finetune.workflows.record import run_record
 from finetune.workflows.results import Finisher
 from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind
+from finetune.workflows.starting_adapter import starting_notices
 from finetune.workflows.validation import validation_of
 
 
@@ -60,12 +61,13 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint and raise StoppedBySignal. Raises other FinetuneErrors for all that a
     person can put right; what is wrong with the configuration, the data or the model leaves nothing behind.
     """
-    settings = _settings(config)
+    loaded = _loaded(config)
     if resume is not None:
-        return _go_on(settings, resume, listeners)
+        return _go_on(loaded, resume, listeners)
+    settings = plain(loaded)
     directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
     check_new(directory)
-    prepared = prepare(settings)
+    prepared = prepare(loaded)
     with _open_session(prepared) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))
         with held(paths):
@@ -81,14 +83,14 @@ def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequenc
     return train(load_config(paths.config, environ={}, overrides=overrides), listeners=listeners, resume=Path(run))
 
 
-def _settings(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str) -> RunConfig:
+def _loaded(
+    config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]] | Path | str,
+) -> RunConfig | LoadedConfig:
     match config:
-        case RunConfig():
+        case RunConfig() | LoadedConfig():
             return config
-        case LoadedConfig():
-            return config.config
         case str() | Path():
-            return load_config(Path(config)).config
+            return load_config(Path(config))
         case _:
             flat = [section for section, values in config.items() if not isinstance(values, Mapping)]
             if flat:
@@ -96,19 +98,22 @@ def _settings(config: RunConfig | LoadedConfig | Mapping[str, Mapping[str, Any]]
                     f"{', '.join(flat)}: give a mapping of options, for example {{'model': {{'name': 'demo'}}}}."
                 )
             flags = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
-            return load_config(None, environ={}, flags=flags).config
+            return load_config(None, environ={}, flags=flags)
 
 
-def _go_on(config: RunConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
+def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
     paths, chosen = locate(resume)
-    prepared = prepare(config)
+    prepared = prepare(loaded)
     warnings = refuse_changes(paths, prepared)
     with held(paths), _open_session(prepared) as session:
-        checkpoints = Checkpoints(paths, config.output.keep_checkpoints)
+        checkpoints = Checkpoints(paths, prepared.config.output.keep_checkpoints)
         checkpoints.clean()
         start = find_starting_point(paths, checkpoints, chosen, warnings.append)
         rewind(paths, checkpoints, start)
-        notices = [Notice(level="warning", message=message) for message in warnings]
+        notices = [
+            Notice(level="info", message=prepared.engine_notice()),
+            *(Notice(level="warning", message=message) for message in warnings),
+        ]
         return _Run(paths, prepared, session, listeners).go(start, notices=notices)
 
 
@@ -226,8 +231,15 @@ def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
         total_steps=prepared.plan.total_steps,
         parameters=session.parameters.total,
     )
+    inferred = (
+        prepared.engine_notice(),
+        *session.notices,
+        *prepared.data.notices,
+        *prepared.plan.notices,
+        *starting_notices(prepared.config),
+    )
     return [
-        *(Notice(level="info", message=message) for message in (*prepared.data.notices, *prepared.plan.notices)),
+        *(Notice(level="info", message=message) for message in inferred),
         *(Notice(level="warning", message=message) for message in advice),
     ]
 

@@ -12,6 +12,8 @@ from finetune.config.schema import RunConfig
 from finetune.models.info import ModelInfo, describe_model
 from finetune.training.run_directory import check_new
 from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.record import engine_record
+from finetune.workflows.starting_adapter import starting_notices
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,20 @@ class Validation:
     memory: MemoryNeed | None
     advice: tuple[str, ...]
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was inferred."""
+        prepared = self.prepared
+        return (*prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
+
     def record(self) -> dict[str, Any]:
         """As one JSON object."""
         plan, data, source = self.prepared.plan, self.prepared.data, self.prepared.source
         return {
             "ok": True,
             "model": {"name": source.name, "path": str(source.path), "model_type": source.model_type},
-            "engine": self.prepared.engine.name,
+            "engine": engine_record(self.prepared),
+            "packing": self.prepared.config.training.packing,
             "template": data.template.name,
             "data": data.report.as_dict(),
             "train_rows": len(data.train),
@@ -48,7 +57,7 @@ class Validation:
             "memory_bytes": self.memory.bytes if self.memory else None,
             "config": self.prepared.config.model_dump(mode="json"),
             "sources": {key: str(source) for key, source in self.loaded.sources.items()},
-            "notices": [*data.notices, *plan.notices],
+            "notices": list(self.notices),
             "advice": list(self.advice),
         }
 
@@ -58,19 +67,21 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     config = loaded.config
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
-    prepared = prepare(config)
-    return Validation(loaded, prepared, memory_need(config, prepared), _advice(prepared))
+    prepared = prepare(loaded)
+    return Validation(loaded, prepared, memory_need(prepared), _advice(prepared))
 
 
-def memory_need(config: RunConfig, prepared: Preparation) -> MemoryNeed | None:
+def memory_need(prepared: Preparation) -> MemoryNeed | None:
     """From the headers of the weights. Raises ConfigError for LoRA targets that match nothing."""
+    config = prepared.config
     if config.model.init == "random":
         return None
     info = describe_model(prepared.source)
     if config.training.method == "full":
         return MemoryNeed(info.parameters, info.full_memory_bytes)
     trainable = _adapter_parameters(config, info)
-    return MemoryNeed(trainable, info.memory_bytes_with(trainable))
+    saved = info.saved_by_quantizing(int(config.model.quantization[0])) if config.model.quantization else 0
+    return MemoryNeed(trainable, info.memory_bytes_with(trainable) - saved)
 
 
 def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:
@@ -81,7 +92,9 @@ def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:
         module.name: LinearShape(module.in_features, module.out_features) for module in info.linear_modules
     }
     ranks = choose_ranks(config.lora, shapes)
-    return sum(module.lora_parameters(ranks.get(module.name, 0)) for module in info.linear_modules)
+    adapted = [module for module in info.linear_modules if module.name in ranks]
+    magnitudes = sum(module.out_features for module in adapted) if config.training.method == "dora" else 0
+    return magnitudes + sum(module.lora_parameters(ranks[module.name]) for module in adapted)
 
 
 def _advice(prepared: Preparation) -> tuple[str, ...]:

@@ -128,6 +128,13 @@ def test_an_npz_without_a_configuration_takes_the_default_of_its_time_and_says_s
     assert read_adapter_config(tmp_path).alpha == 80.0
 
 
+def test_bfloat16_in_an_npz_is_read_as_mlx_saves_it(tmp_path: Path) -> None:
+    """Two bytes without a type: the upper half of a float32. 1.5 is 0x3FC0, -2 is 0xC000."""
+    values = np.array([[0x3FC0, 0xC000]], "<u2").view("V2")
+    np.savez(tmp_path / "adapters.npz", **{"m.lora_a": values.T.copy(), "m.lora_b": values})
+    np.testing.assert_array_equal(read_adapter(tmp_path).updates["m"].b, np.array([[1.5], [-2.0]], np.float32))
+
+
 def test_an_npz_beside_a_configuration_follows_it(tmp_path: Path) -> None:
     write_old(tmp_path, {**TODAY, "lora_parameters": {"rank": 4, "scale": 3.0}}, npz=True)
     assert read_adapter(tmp_path).scale(MODULES[0]) == 3.0

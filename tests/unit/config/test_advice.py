@@ -25,7 +25,13 @@ def config(*overrides: str) -> RunConfig:
         (["training.learning_rate=1e-6"], "training.learning_rate = 1e-06 is outside"),
         (["training.method=full"], "training.learning_rate = 0.0002 is outside the usual 1e-06 to 0.0001 for full"),
         (["lora.dropout=0.5"], "lora.dropout = 0.5"),
-        (["model.init=random"], "model.init = random with LoRA"),
+        (["model.init=random"], "model.init = random with adapters"),
+        (
+            ["training.method=dora", "lora.dropout=0.1"],
+            "lora.dropout = 0.1 with DoRA reaches the low-rank branch alone",
+        ),
+        (["training.method=dora", "lora.alpha=256"], "lora.alpha = 256 is far from 2 x rank"),
+        (["training.method=dora", "training.learning_rate=0.01"], "training.learning_rate = 0.01 is outside the usual"),
         (["model.dtype=float16"], "model.dtype = float16"),
         (["training.label_smoothing=0.5"], "training.label_smoothing = 0.5"),
         (["training.batch_size=1"], "training.batch_size x training.gradient_accumulation_steps = 1"),
@@ -43,6 +49,8 @@ def test_an_unusual_value_is_named(overrides: list[str], start: str) -> None:
     [
         [],
         ["lora.alpha=16"],
+        ["training.method=dora"],
+        ["lora.dropout=0.1"],
         ["lora.use_rslora=true", "lora.alpha=8"],
         ["training.optimizer=sgd", "training.learning_rate=0.1"],
         ["training.method=full", "training.learning_rate=1e-5"],

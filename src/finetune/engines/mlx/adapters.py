@@ -44,8 +44,7 @@ def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
 
 def read_for(model: Any, layout: Layout, directory: Path) -> Adapter:
     """Read an adapter for this model, or raise ModelError with everything that does not fit."""
-    names = {path: layout.adapter_name(path) for path in linear_paths(model)}
-    return read_fitting(directory, adapter_shapes(model, layout), names)
+    return read_fitting(directory, adapter_shapes(model, layout))
 
 
 def on_device(adapter: Adapter, norms: RowNorms) -> dict[str, LoraWeights]:

@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 PACKAGE = "libopenblas0-pthread"
 SWITCH = "FT_OPENBLAS"
@@ -28,6 +29,7 @@ class BlasChoice:
 
     name: str
     advice: tuple[str, ...] = ()
+    library: Any = None  # OpenBLAS, where it was loaded
 
 
 @functools.cache
@@ -43,10 +45,10 @@ def load_openblas() -> BlasChoice:
         )
     for candidate in _candidates():
         try:
-            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+            library = ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        return BlasChoice("OpenBLAS")
+        return BlasChoice("OpenBLAS", library=library)
     return BlasChoice(
         "reference BLAS",
         (f"No OpenBLAS found: training on the CPU is many times slower. On Debian: apt-get install {PACKAGE}",),

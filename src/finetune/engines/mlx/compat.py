@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx import nn
 
 from finetune.core.errors import ModelError
+from finetune.engines.mlx.windows import keep_windows
 
 _ATTENTION = "scaled_dot_product_attention"
 
@@ -80,7 +81,7 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
 
 def _corrected(model: Any, config: Mapping[str, Any]) -> Any:
-    """Undo two simplifications of mlx-lm that move logits by 1e-3, and let GPT-2 read several documents in a row."""
+    """Undo what mlx-lm simplifies and logits show, and let GPT-2 read several documents in a row."""
     if config.get("model_type") == "gemma":
         for layer in model.layers:
             layer.mlp.__class__ = _TanhGeluMLP
@@ -88,6 +89,7 @@ def _corrected(model: Any, config: Mapping[str, Any]) -> Any:
         model.model.embed_tokens.__class__ = _ExactlyScaledEmbedding
     if config.get("model_type") == "gpt2":
         model.model.__class__ = _placing_documents(type(model.model))
+    keep_windows(model, config)
     return model
 
 
@@ -218,3 +220,8 @@ def device_name() -> str:
 def on_cpu() -> bool:
     """True where products run on the CPU, which is slow in bfloat16 and float16."""
     return bool(mx.default_device() == mx.cpu)
+
+
+def has_gpu(kind: str) -> bool:
+    """Whether this build of MLX finds a GPU of the kind (`metal` or `cuda`) on this machine."""
+    return bool(mx.metal.is_available() if kind == "metal" else mx.cuda.is_available())

@@ -13,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from finetune.core.types import Batch, BoolArray
+from finetune.core.types import Batch, IntArray
 from finetune.engines.mlx import compat
+from finetune.engines.mlx.workers import deal
 
 Places: TypeAlias = npt.NDArray[np.intp]  # indices into the B x T tokens of a batch
 
@@ -56,53 +57,101 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a batch that is trained on."""
+
+    tokens: IntArray
+    trained: Places  # indices into `tokens`
+    targets: IntArray  # of the trained positions
+    places: Places  # of the trained positions among the batch's B x T
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Arranged:
     """One call of the model."""
 
     inputs: Any  # [B, T]
     cache: list[Documents] | None
     positions: Positions
-    places: Places  # of the trained positions, in the order of `positions`
+    places: Places  # of the trained positions among the batch's B x T, in the order of `positions`
 
 
 def arrange(batch: Batch, *, layers: int, takes_documents: bool) -> list[Arranged]:
     """The calls that compute a batch; padding is left out where the model takes documents and that costs nothing."""
     packed = batch.segments.max(initial=0) > 1
     if takes_documents and (packed or compat.on_cpu()):
-        return [_end_to_end(batch, layers)]
+        return [end_to_end(documents_of(batch), layers)]
     if packed:
-        return [_side_by_side(batch, group) for group in _groups(batch)]
+        return [_side_by_side(group) for group in _groups(documents_of(batch), batch.inputs.size)]
     rows = np.flatnonzero(batch.loss_mask)
-    return [Arranged(mx.array(batch.inputs), None, _positions(rows, batch, rows), rows)]
+    targets = batch.targets.reshape(-1)[rows]
+    return [Arranged(mx.array(batch.inputs), None, _positions(rows, targets), rows)]
 
 
-def _positions(rows: Places, batch: Batch, places: Places) -> Positions:
-    return Positions(mx.array(rows.astype(np.int32)), mx.array(batch.targets.reshape(-1)[places]))
+def arrange_for_workers(batches: Sequence[Batch], *, layers: int, workers: int) -> list[list[Arranged]]:
+    """The calls of each worker: all documents of a step dealt out evenly, and a few of them to a call.
+
+    A call has at most the tokens of the longest document, or a worker's share of the largest batch.
+    """
+    documents = [document for batch in batches for document in documents_of(batch)]
+    share = max(batch.inputs.size for batch in batches) // workers
+    most = max(share, *map(len, documents))
+    dealt = [[documents[index] for index in hand] for hand in deal([len(document) for document in documents], workers)]
+    return [[end_to_end(call, layers) for call in _fitting(hand, most)] for hand in dealt]
 
 
-def _documents(batch: Batch) -> list[Places]:
-    """The places of each document's tokens, in the order of the rows."""
-    segments = batch.segments
-    numbers = segments + (segments.max(initial=0) + 1) * np.arange(len(segments))[:, None]
-    real = np.flatnonzero(segments)
-    starts = np.flatnonzero(np.diff(numbers.reshape(-1)[real])) + 1
-    return np.split(real, starts)
+def _fitting(documents: Sequence[Document], most: int) -> Iterator[list[Document]]:
+    """Cut into groups of at most `most` tokens."""
+    group: list[Document] = []
+    for document in documents:
+        if group and sum(map(len, group)) + len(document) > most:
+            yield group
+            group = []
+        group.append(document)
+    yield group
 
 
-def _end_to_end(batch: Batch, layers: int) -> Arranged:
-    documents = Documents(tuple(map(len, _documents(batch))))
+def documents_of(batch: Batch) -> list[Document]:
+    """The documents that are trained on, in the order of the rows."""
+    numbers = batch.segments + (batch.segments.max(initial=0) + 1) * np.arange(len(batch.segments))[:, None]
     real = np.flatnonzero(batch.segments)
-    rows = np.flatnonzero(batch.loss_mask.reshape(-1)[real])
-    inputs = mx.array(batch.inputs.reshape(1, -1)[:, real])
-    return Arranged(inputs, [documents] * layers, _positions(rows, batch, real[rows]), real[rows])
+    starts = np.flatnonzero(np.diff(numbers.reshape(-1)[real])) + 1
+    mask, inputs, targets = batch.loss_mask.reshape(-1), batch.inputs.reshape(-1), batch.targets.reshape(-1)
+    documents = []
+    for places in np.split(real, starts):
+        trained = np.flatnonzero(mask[places])
+        if len(trained):
+            documents.append(Document(inputs[places], trained, targets[places[trained]], places[trained]))
+    return documents
 
 
-def _groups(batch: Batch) -> Iterator[list[Places]]:
-    """Documents that are trained on, by length, as many together as fit into the size of the batch."""
-    trained: BoolArray = batch.loss_mask.reshape(-1)
-    group: list[Places] = []
-    for document in sorted((places for places in _documents(batch) if trained[places].any()), key=len):
-        if group and len(document) * (len(group) + 1) > batch.inputs.size:
+def end_to_end(documents: Sequence[Document], layers: int) -> Arranged:
+    """All documents in one row without padding."""
+    offsets = accumulate(map(len, documents), initial=0)
+    rows = [offset + document.trained for offset, document in zip(offsets, documents, strict=False)]
+    row = np.concatenate([document.tokens for document in documents])
+    cache = [Documents(tuple(map(len, documents)))] * layers
+    return _arranged(row[None], cache, rows, documents)
+
+
+def _side_by_side(documents: Sequence[Document]) -> Arranged:
+    """A row for each document, padded to the longest."""
+    inputs = np.zeros((len(documents), max(map(len, documents))), np.int32)
+    rows = []
+    for number, document in enumerate(documents):
+        inputs[number, : len(document)] = document.tokens
+        rows.append(number * inputs.shape[1] + document.trained)
+    return _arranged(inputs, None, rows, documents)
+
+
+def _groups(documents: Sequence[Document], size: int) -> Iterator[list[Document]]:
+    """Documents by length, as many together as fit into `size` tokens with their padding."""
+    group: list[Document] = []
+    for document in sorted(documents, key=len):
+        if group and len(document) * (len(group) + 1) > size:
             yield group
             group = []
         group.append(document)
@@ -110,14 +159,14 @@ def _groups(batch: Batch) -> Iterator[list[Places]]:
         yield group
 
 
-def _side_by_side(batch: Batch, group: Sequence[Places]) -> Arranged:
-    width = len(group[-1])
-    inputs = np.zeros((len(group), width), np.int32)
-    rows, places = [], []
-    for number, document in enumerate(group):
-        inputs[number, : len(document)] = batch.inputs.reshape(-1)[document]
-        within = np.flatnonzero(batch.loss_mask.reshape(-1)[document])
-        rows.append(number * width + within)
-        places.append(document[within])
-    trained = np.concatenate(places)
-    return Arranged(mx.array(inputs), None, _positions(np.concatenate(rows), batch, trained), trained)
+def _arranged(
+    inputs: IntArray, cache: list[Documents] | None, rows: Sequence[Places], documents: Sequence[Document]
+) -> Arranged:
+    targets, places = (
+        np.concatenate(arrays) for arrays in zip(*((d.targets, d.places) for d in documents), strict=True)
+    )
+    return Arranged(mx.array(inputs), cache, _positions(np.concatenate(rows), targets), places)
+
+
+def _positions(rows: Places, targets: IntArray) -> Positions:
+    return Positions(mx.array(rows.astype(np.int32)), mx.array(targets))

@@ -50,6 +50,16 @@ def row_norms(layers: Mapping[str, Any]) -> RowNorms:
     return RowNorms(layers, squares)
 
 
+def scale_rows(z: Any, magnitude: Any, norms: Any) -> Any:
+    """(m / n) z of z = W x + s B A x; added as a difference to z, which 16 bits hold more finely than m / n.
+
+    Where both W and B have zeros for a row, z is left as it is, so that B can leave zero.
+    """
+    zero = norms == 0
+    ratio = mx.where(zero, 1.0, magnitude / mx.where(zero, 1.0, norms))
+    return z + z * (ratio - 1.0).astype(z.dtype)
+
+
 def _products(layer: Any) -> Any:
     """The type of a layer's products."""
     return layer.scales.dtype if "scales" in layer else layer.weight.dtype

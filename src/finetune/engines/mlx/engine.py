@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import mlx.core as mx
+
 from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype, MergeReport
 from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
 from finetune.engines.features import FEATURES
-from finetune.engines.mlx import compat
+from finetune.engines.mlx import compat, device
 from finetune.engines.mlx.blas import load_openblas
 from finetune.engines.mlx.inference import MLXInferenceSession
 from finetune.engines.mlx.loading import load_base, open_unread
@@ -28,22 +30,20 @@ class MLXEngine:
     def info(self) -> EngineInfo:
         versions = compat.versions()
         blas = load_openblas()
-        device = compat.device_name()
-        if compat.on_cpu():
-            device = f"cpu ({blas.name})"
+        name = f"cpu ({blas.name})" if compat.on_cpu() else compat.device_name()
         advice = blas.advice if compat.on_cpu() else ()
-        return EngineInfo(self.name, versions["mlx"], device, {"mlx-lm": versions["mlx-lm"], "blas": blas.name}, advice)
+        return EngineInfo(self.name, versions["mlx"], name, {"mlx-lm": versions["mlx-lm"], "blas": blas.name}, advice)
 
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
-        return ()
+        return device.hardware_problems(model)
 
     def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
         if model.dtype != "auto":
             return model.dtype
-        return "float32" if compat.on_cpu() else stored
+        return "float32" if device.pick_device(model.device) == mx.cpu else stored
 
     def matmul_rate(self, dtype: Dtype) -> float:
-        raise NotImplementedError
+        return device.matmul_rate(dtype)
 
     def open_training(
         self,
@@ -70,10 +70,12 @@ class MLXEngine:
         return MLXInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
-        opened, layout = open_unread(model)
-        return {layout.adapter_name(path): path for path in linear_paths(opened)}
+        opened = open_unread(model, ModelConfig(name=str(model)))
+        return {opened.layout.adapter_name(path): path for path in linear_paths(opened.model)}
 
     def merge(
         self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
     ) -> MergeReport:
-        return merge_adapter(model, adapter=adapter, destination=destination)
+        return merge_adapter(
+            model, model_config=model_config, adapter=adapter, destination=destination, dequantize=dequantize
+        )

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from finetune.core.errors import UsageError
 from finetune.core.types import GenerationRequest, RequestId, TokenEvent
+from finetune.engines import decoding
+from finetune.engines.decoding import ActiveRequests
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.loading import BaseModel
 from finetune.engines.mlx.sampling import sample
-
-PREFILL_TOKENS = 512  # of a prompt that go through the model together
 
 
 @dataclass(slots=True)
@@ -38,74 +36,54 @@ class MLXGenerator:
 
     base: BaseModel
     select: Callable[[str | None], None]
-    _active: dict[RequestId, _Decoding] = field(default_factory=dict)
-    _next_id: RequestId = 0
+    _requests: ActiveRequests[_Decoding] = field(default_factory=ActiveRequests)
 
     def add(self, request: GenerationRequest) -> RequestId:
-        if not request.prompt:
-            raise UsageError("The prompt has no tokens. Give at least one.")
-        if request.max_tokens < 1:
-            raise UsageError(f"max_tokens = {request.max_tokens}: ask for at least one token.")
+        decoding.check_request(request, self.base.vocabulary)
         self.select(request.adapter)  # an unknown name is refused here, not in the middle of decoding
-        identifier = self._next_id
-        self._next_id += 1
-        self._active[identifier] = _Decoding(request, compat.new_cache(self.base.model), self._seen(request))
-        return identifier
+        seen = decoding.seen_tokens(request, self.base.vocabulary)
+        on_device = None if seen is None else mx.array(seen)
+        return self._requests.add(_Decoding(request, compat.new_cache(self.base.model), on_device))
 
     def cancel(self, request: RequestId) -> None:
-        self._active.pop(request, None)
+        self._requests.cancel(request)
 
     def step(self) -> Sequence[TokenEvent]:
         with explained_memory():
-            for decoding in self._active.values():
-                if decoding.pending is None:
-                    self.select(decoding.request.adapter)
-                    self._prefill(decoding)
-            ready = [(identifier, decoding, decoding.pending) for identifier, decoding in self._active.items()]
-            for _, decoding, _ in ready:
-                if decoding.scheduled < decoding.request.max_tokens:
-                    self.select(decoding.request.adapter)
-                    self._advance(decoding)
-            following = [part for _, decoding, _ in ready for part in decoding.pending or ()]
-            mx.async_eval(*following)  # type: ignore[no-untyped-call]
-            return [self._event(identifier, decoding, pending) for identifier, decoding, pending in ready if pending]
+            active = list(self._requests)
+            for _, state in active:
+                if state.pending is None:
+                    self.select(state.request.adapter)
+                    self._prefill(state)
+            ready = [(identifier, state.pending) for identifier, state in active if state.pending]
+            for _, state in active:
+                if state.scheduled < state.request.max_tokens:
+                    self.select(state.request.adapter)
+                    self._advance(state)
+            mx.async_eval([state.pending for _, state in active])  # type: ignore[no-untyped-call]
+            return [
+                self._requests.produced(identifier, int(token.item()), float(logprob.item()))
+                for identifier, (token, logprob) in ready
+            ]
 
-    def _seen(self, request: GenerationRequest) -> Any | None:
-        if request.sampling.repetition_penalty == 1.0:
-            return None
-        seen = np.zeros(self.base.vocabulary, np.bool_)
-        seen[list(request.prompt)] = True
-        return mx.array(seen)
-
-    def _prefill(self, decoding: _Decoding) -> None:
-        tokens = mx.array(decoding.request.prompt, mx.int32)
+    def _prefill(self, state: _Decoding) -> None:
+        tokens = mx.array(state.request.prompt, mx.int32)
         hidden = None
-        for start in range(0, tokens.size, PREFILL_TOKENS):
-            hidden = self.base.split.body(tokens[None, start : start + PREFILL_TOKENS], cache=decoding.cache)
-            if start + PREFILL_TOKENS < tokens.size:
-                mx.eval([part.state for part in decoding.cache])  # so that one chunk is in memory at a time
-        self._choose(decoding, hidden)
+        for start in range(0, tokens.size, decoding.PREFILL_TOKENS):
+            hidden = self.base.split.body(tokens[None, start : start + decoding.PREFILL_TOKENS], cache=state.cache)
+            if start + decoding.PREFILL_TOKENS < tokens.size:
+                mx.eval([part.state for part in state.cache])  # so that one chunk is in memory at a time
+        self._choose(state, hidden)
 
-    def _advance(self, decoding: _Decoding) -> None:
-        if decoding.pending is not None:
-            token, _ = decoding.pending
-            self._choose(decoding, self.base.split.body(token.reshape(1, 1), cache=decoding.cache))
+    def _advance(self, state: _Decoding) -> None:
+        if state.pending is not None:
+            token, _ = state.pending
+            self._choose(state, self.base.split.body(token.reshape(1, 1), cache=state.cache))
 
-    def _choose(self, decoding: _Decoding, hidden: Any) -> None:
+    def _choose(self, state: _Decoding, hidden: Any) -> None:
         logits = self.base.split.logits(hidden[:, -1])[0]
-        sampling = decoding.request.sampling
-        decoding.pending = sample(logits, sampling, number=decoding.scheduled, seen=decoding.seen)
-        decoding.scheduled += 1
-        if decoding.seen is not None:
-            decoding.seen = mx.put_along_axis(decoding.seen, decoding.pending[0].reshape(1), mx.array([True]), axis=-1)
-
-    def _event(self, identifier: RequestId, decoding: _Decoding, pending: tuple[Any, Any]) -> TokenEvent:
-        token, logprob = int(pending[0].item()), float(pending[1].item())
-        decoding.produced += 1
-        if token in decoding.request.stop_tokens:
-            del self._active[identifier]
-            return TokenEvent(identifier, None, logprob, "stop")
-        if decoding.produced == decoding.request.max_tokens:
-            del self._active[identifier]
-            return TokenEvent(identifier, token, logprob, "length")
-        return TokenEvent(identifier, token, logprob)
+        sampling = state.request.sampling
+        state.pending = sample(logits, sampling, number=state.scheduled, seen=state.seen)
+        state.scheduled += 1
+        if state.seen is not None:
+            state.seen = mx.put_along_axis(state.seen, state.pending[0].reshape(1), mx.array([True]), axis=-1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from finetune.adapters.adapter import Adapter
-from finetune.core.errors import UsageError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount
 from finetune.engines.base import Generator
+from finetune.engines.decoding import adapter_called
 from finetune.engines.mlx.adapters import make_adaptable, on_device, read_for
 from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.generate import MLXGenerator
@@ -51,10 +51,7 @@ class MLXInferenceSession:
         return MLXGenerator(self._base, self._select)
 
     def _select(self, adapter: str | None) -> None:
-        if adapter is not None and adapter not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
-            raise UsageError(f"No adapter is called {adapter!r}. Loaded adapters: {known}.")
-        self._slot.active = {} if adapter is None else self._adapters[adapter]
+        self._slot.active = adapter_called(adapter, self._adapters)
 
     def close(self) -> None:
         del self._base, self._slot, self._adapters

@@ -43,9 +43,13 @@ class Layout:
             return _GPT2_BODY + module.removeprefix("model.")
         return self.file_name(f"{module}.weight").removesuffix(".weight")
 
+    def transposed(self, model: Any) -> frozenset[str]:
+        """Parameters that the files hold transposed."""
+        return _linear_weights(model) if self.transposes else frozenset()
+
     def file_tensors(self, model: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters as the files hold them: renamed, and transposed where the layout says so."""
-        linear = _linear_weights(model) if self.transposes else frozenset()
+        linear = self.transposed(model)
         return {self.file_name(name): value.T if name in linear else value for name, value in parameters.items()}
 
 

@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx import nn
 
 from finetune.adapters.targets import LinearShape
+from finetune.engines.mlx.dora import scale_rows
 from finetune.engines.mlx.quantize import product
 
 
@@ -58,7 +59,7 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
             low = (self._dropped(x) @ update.a.T.astype(x.dtype)) * update.scale
             y = y + low @ update.b.T.astype(x.dtype)
             if update.magnitude is not None:
-                y = y * (update.magnitude / update.norms).astype(x.dtype)
+                y = scale_rows(y, update.magnitude, update.norms)
         return y + self.base.bias if "bias" in self.base else y
 
     def _dropped(self, x: Any) -> Any:

@@ -7,8 +7,7 @@ pass unpacks it again.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
@@ -22,8 +21,7 @@ GROUP_SIZES = (64, 32)  # in order of preference; MLX has no smaller ones
 _FEWEST_ROWS = 4  # from here on unpacking costs less than multiplying packed values, on one core
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """A quantised matrix [out, in] and how its values are packed."""
 
     weight: Any

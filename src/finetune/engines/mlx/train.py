@@ -1,30 +1,32 @@
 """The training session: gradients summed over micro-batches, one guarded update, and a state that resumes exactly."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from finetune.config.schema import TrainingConfig
-from finetune.core.errors import CheckpointError, TrainingError
+from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
-from finetune.engines.mlx.documents import Arranged
+from finetune.engines.mlx.documents import Arranged, arrange_for_workers
 from finetune.engines.mlx.generate import MLXGenerator
 from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
 from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
+from finetune.engines.mlx.workers import Workers
+from finetune.engines.state_file import read_state, write_state
 
-STATE_FILE = "optimizer.safetensors"
-_MASTER = "master:"  # float32 weights, where save_weights rounds them
-_CALLS = "calls"
+
+def _added(first: tuple[Any, Weights], second: tuple[Any, Weights]) -> tuple[Any, Weights]:
+    gradients = {name: first[1][name] + second[1][name] for name in first[1]}
+    return first[0] + second[0], gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +57,24 @@ class MLXTrainSession:
         self._calls = 0
         self._summed = summed_loss(self._base.split.head, self._base.vocabulary, training.label_smoothing)
         self._gradient = mx.value_and_grad(self._loss)
+        self._workers = Workers(training.batch_size if training.method != "full" else 1)
         mx.eval(self._weights, self._state)
 
     @property
     def parameters(self) -> ParameterCount:
         return ParameterCount(sum(array.size for array in self._weights.values()), self._trainable.total)
 
+    @property
+    def notices(self) -> Sequence[str]:
+        return self._base.notices
+
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> MLXPendingStep:
         micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
         tokens = sum(batch.trained_tokens for batch in micro_batches)
         if not tokens:
             raise TrainingError("A step has no token to train on. Check the loss masks with `ft dataset inspect`.")
-        calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
-        total = mx.array(0.0)
-        gradients: Weights = {}
         with explained_memory():
-            for number, call in enumerate(calls):
-                loss, part = self._micro_batch(call, number)
-                total = total + loss
-                gradients = {name: gradients[name] + part[name] for name in part} if gradients else part
-                mx.async_eval(total, gradients)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
+            total, gradients = self._sums(micro_batches)
             updated = self._optimizer.update(
                 self._weights,
                 gradients,
@@ -89,6 +89,32 @@ class MLXTrainSession:
             mean = total / tokens
             mx.async_eval(self._weights, self._state, mean, updated.norm, updated.applied)  # type: ignore[no-untyped-call]
         return MLXPendingStep(mean, updated.norm, updated.applied)
+
+    def _sums(self, micro_batches: Sequence[Batch]) -> tuple[Any, Weights]:
+        """(loss, gradients), summed over all trained tokens."""
+        split = self._base.split
+        if self._workers.count == 1 or not split.takes_documents:
+            calls = [call for batch in micro_batches for call in calls_of(self._base, batch)]
+            for sums in self._running_sums(enumerate(calls)):
+                mx.async_eval(sums)  # type: ignore[no-untyped-call] # one micro-batch's activations in memory at a time
+            return sums
+        mx.eval(self._weights)
+        hands = arrange_for_workers(micro_batches, layers=split.layers, workers=self._workers.count)
+        numbered, number = [], 0
+        for hand in hands:
+            numbered.append(list(enumerate(hand, start=number)))
+            number += len(hand)
+        builds = [lambda calls=calls: list(self._running_sums(calls)) for calls in numbered]
+        parts = [chain[-1] for chain in self._workers.evaluate(builds)]
+        return reduce(_added, parts)
+
+    def _running_sums(self, calls: Iterable[tuple[int, Arranged]]) -> Iterator[tuple[Any, Weights]]:
+        """(loss, gradients) of the calls up to each, by their numbers within the step; nothing is computed yet."""
+        sums: tuple[Any, Weights] | None = None
+        for number, call in calls:
+            part = self._micro_batch(call, number)
+            sums = part if sums is None else _added(sums, part)
+            yield sums
 
     def _micro_batch(self, call: Arranged, number: int) -> tuple[Any, Weights]:
         """(summed loss, its gradients); the dropout key is a function of seed, step and micro-batch."""
@@ -117,25 +143,16 @@ class MLXTrainSession:
         self._trainable.save(self._weights, directory)
 
     def save_state(self, directory: Path) -> None:
-        arrays = {name: np.array(array) for name, array in self._state.items()}
-        if not self._trainable.exact:
-            arrays.update({f"{_MASTER}{name}": np.array(array) for name, array in self._weights.items()})
-        arrays[_CALLS] = np.array(self._calls, np.int64)
-        save_file(arrays, directory / STATE_FILE)
+        masters = {} if self._trainable.exact else self.weights()
+        write_state(directory, {name: np.array(array) for name, array in self._state.items()}, masters, self._calls)
 
     def load_state(self, directory: Path) -> None:
-        found = _read_state(directory / STATE_FILE)
-        self._calls = int(found.pop(_CALLS))
-        masters = {name.removeprefix(_MASTER): found.pop(name) for name in list(found) if name.startswith(_MASTER)}
-        shapes = {name: array.shape for name, array in self._state.items()}
-        if {name: array.shape for name, array in found.items()} != shapes:
-            raise CheckpointError(
-                f"{directory / STATE_FILE} belongs to another optimizer, model or adapter. "
-                "Resume with the configuration of the checkpoint."
-            )
-        weights = {name: mx.array(array) for name, array in masters.items()} or self._trainable.load(directory)
+        found = read_state(directory, {name: array.shape for name, array in self._state.items()})
+        masters = {name: mx.array(array) for name, array in found.masters.items()}
+        weights = masters or self._trainable.load(directory)
         self._weights = {name: weights[name] for name in self._weights}
-        self._state = {name: mx.array(found[name]) for name in self._state}
+        self._state = {name: mx.array(found.optimizer[name]) for name in self._state}
+        self._calls = found.calls
         self._trainable.bind(self._weights)
         mx.eval(self._weights, self._state)
 
@@ -143,12 +160,6 @@ class MLXTrainSession:
         return int(mx.get_peak_memory())
 
     def close(self) -> None:
+        self._workers.close()
         del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
         mx.clear_cache()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from None

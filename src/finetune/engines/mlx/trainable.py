@@ -85,7 +85,9 @@ class LoraTrainable:
         for module, update in self._plan.initial(init).items():
             names = peft_names(module)
             self._initial[names.a], self._initial[names.b] = mx.array(update.a), mx.array(update.b)
-            if self._norms is not None:
+            if update.magnitude is not None:
+                self._initial[names.magnitude] = mx.array(update.magnitude)
+            elif self._norms is not None:
                 self._initial[names.magnitude] = self._norms.initial(module)
         self.total = count_parameters(base.model) + sum(array.size for array in self._initial.values())
 

@@ -33,7 +33,7 @@ def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
 
 def read_for(model: nn.Module, directory: Path) -> Adapter:
     """Read an adapter for this model, or raise ModelError with everything that does not fit."""
-    return read_fitting(directory, linear_paths(model), {})
+    return read_fitting(directory, linear_paths(model))
 
 
 def on_device(adapter: Adapter, device: torch.device) -> dict[str, LoraWeights]:

@@ -6,7 +6,7 @@ which is what decoding with a cache needs. Dropout of attention weights is not a
 in evaluation mode, as the MLX engine has none either.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from finetune.engines.torch.blocks import Plan, Rule, attend_documents
 from finetune.engines.torch.documents import Documents
 
 NAME = "finetune"
@@ -29,14 +30,6 @@ def register() -> str:
 def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """None, as attention knows what is causal; a mask only where a caller marks padding."""
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
-
-
-class Rule(NamedTuple):
-    """How a layer turns queries and keys into weights."""
-
-    scale: float
-    window: int | None  # keys that a query sees, itself included
-    softcap: float | None  # scores are softcap * tanh(scores / softcap)
 
 
 def attention(
@@ -56,6 +49,9 @@ def attention(
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     if documents is None:
         output = _attend(query, key, value, attention_mask, rule)
+    elif query.device.type == "cpu" and query.dtype == torch.bfloat16:  # in float32 the fused attention is faster
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        return attend_documents(q, k, v, Plan(documents.lengths, rule))[None], None
     else:
         parts = [torch.split(part, list(documents.lengths), dim=2) for part in (query, key, value)]
         output = torch.cat([_attend(q, k, v, None, rule) for q, k, v in zip(*parts, strict=True)], dim=2)

@@ -3,8 +3,9 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from finetune.core.types import Dtype
 from finetune.engines.memory import memory_ran_out
 from finetune.engines.torch import compat
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: Mapping[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HALVES = (torch.bfloat16, torch.float16)
 _KINDS = {"cpu": "cpu", "cuda": "cuda", "metal": "mps"}
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
@@ -36,7 +37,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(_KINDS[name])
 
 
-def pick_dtype(wanted: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(wanted: Dtype | Literal["auto"], stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The type of products: `auto` takes bfloat16 where the files hold 16 bits and the device is fast in it."""
     if wanted != "auto":
         return DTYPES[wanted]

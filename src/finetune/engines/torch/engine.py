@@ -8,10 +8,14 @@ import torch
 from finetune.adapters.lora import AdapterInit
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype, MergeReport
-from finetune.engines.base import EngineInfo, Feature, InferenceSession, TrainSession
+from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
+from finetune.engines.features import FEATURES
 from finetune.engines.torch import compat, device
+from finetune.engines.torch.inference import TorchInferenceSession
 from finetune.engines.torch.loading import load_base, open_unread
 from finetune.engines.torch.lora import linear_paths
+from finetune.engines.torch.merge import merge_adapter
+from finetune.engines.torch.quantize import quantization_problems
 from finetune.engines.torch.train import TorchTrainSession
 from finetune.engines.torch.trainable import FullTrainable, LoraTrainable, Trainable
 
@@ -20,7 +24,7 @@ class TorchEngine:
     """Implements `Engine` with transformers' model definitions."""
 
     name = "pytorch"
-    features = frozenset({Feature.LORA, Feature.FULL, Feature.GRADIENT_CHECKPOINTING, Feature.PACKING})
+    features = FEATURES[name]
     packs_rows = True  # no padding either way; packed rows fill the micro-batches evenly
 
     def info(self) -> EngineInfo:
@@ -34,7 +38,12 @@ class TorchEngine:
         return EngineInfo(self.name, versions["torch"], device.device_name(chosen), details)
 
     def hardware_problems(self, model: ModelConfig) -> Sequence[str]:
-        return device.hardware_problems(model)
+        return [*device.hardware_problems(model), *quantization_problems(model.quantization)]
+
+    def compute_dtype(self, model: ModelConfig, stored: Dtype) -> Dtype:
+        where = device.pick_device(model.device)
+        chosen = device.pick_dtype(model.dtype, device.DTYPES[stored], where)
+        return next(name for name, dtype in device.DTYPES.items() if dtype == chosen)
 
     def matmul_rate(self, dtype: Dtype) -> float:
         return device.matmul_rate(dtype)
@@ -62,7 +71,8 @@ class TorchEngine:
     def open_inference(
         self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
     ) -> InferenceSession:
-        raise NotImplementedError
+        with device.explained_memory():
+            return TorchInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
         opened, _, _ = open_unread(model)
@@ -71,4 +81,4 @@ class TorchEngine:
     def merge(
         self, model: Path, *, model_config: ModelConfig, adapter: Path, destination: Path, dequantize: bool = False
     ) -> MergeReport:
-        raise NotImplementedError
+        return merge_adapter(model, model_config=model_config, adapter=adapter, destination=destination)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from finetune.engines.torch.quantize import QuantizedLinear
+
 
 class FrozenWeight(Protocol):
     """The matrix of a linear module."""
@@ -38,6 +40,8 @@ class TransposedWeight:
 
 def frozen_weight(module: nn.Module) -> FrozenWeight:
     """How the matrix of a linear module is read."""
+    if isinstance(module, QuantizedLinear):
+        return module
     if isinstance(module, Conv1D):
         return TransposedWeight(module)
     if isinstance(module, nn.Linear):
@@ -49,6 +53,6 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module; None for any other."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | QuantizedLinear):
         return module.in_features, module.out_features
     return None

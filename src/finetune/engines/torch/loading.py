@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from finetune.config.schema import ModelConfig
-from finetune.core.errors import ModelError
+from finetune.core.errors import ModelError, UsageError
 from finetune.engines.torch import compat
 from finetune.engines.torch.attention import register
 from finetune.engines.torch.device import pick_device, pick_dtype
+from finetune.engines.torch.fused import fuse
 from finetune.engines.torch.head import SplitModel, split_model
 from finetune.engines.torch.layout import Layout, layout_of
+from finetune.engines.torch.quantize import QuantizedLinear, quantization_problems, quantize_linears
 from finetune.engines.torch.reading import floating_type, read_tensor
 from finetune.models.drawing import draw_weight
 from finetune.models.fitting import require_fit
@@ -49,19 +51,26 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
 
     Raises ModelError for anything that does not fit together, UsageError for a device that the machine lacks.
     """
+    if problems := quantization_problems(model_config.quantization):
+        raise UsageError(problems[0])
     device = pick_device(model_config.device)
     config = read_config(path)
     if model_config.init == "random":
         dtype = pick_dtype(model_config.dtype, torch.float32, device)
         model, layout = _build(config, dtype), Layout(config.model_type)
-        _fill(model, _drawn(model, config, seed), dtype, device)
+        weights = _drawn(model, config, seed)
     else:
         stored = stored_weights(path)
         dtype = pick_dtype(model_config.dtype, floating_type(stored), device)
         model = _build(config, dtype)
         layout, places = checked_places(path, model, stored)
-        _fill(model, ((name, read_tensor(tensor)) for name, tensor in places.items()), dtype, device)
+        weights = ((name, read_tensor(tensor)) for name, tensor in places.items())
+    if model_config.quantization is not None:
+        compat.return_large_blocks()
+        quantize_linears(model, model_config.quantization)
+    _fill(model, weights, dtype, device)
     model.to(device)
+    fuse(model)
     return BaseModel(path, model_config.name, config, model, split_model(model), layout, dtype, device)
 
 
@@ -121,6 +130,9 @@ def _fill(model: Any, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype,
     for name, tensor in weights:
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.store(tensor.to(device))
+            continue
         value = tensor.to(device=device, dtype=dtype)
         if leaf in module._parameters:
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
@@ -131,5 +143,8 @@ def _fill(model: Any, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype,
 
 def _drawn(model: Any, config: Any, seed: int) -> Iterator[tuple[str, Tensor]]:
     std = compat.initializer_range(config)
-    for name, parameter in weights_of(model).items():
-        yield name, torch.from_numpy(draw_weight(name, tuple(parameter.shape), config.model_type, std, seed))
+    shapes = {name: tuple(parameter.shape) for name, parameter in weights_of(model).items()}
+    return (
+        (name, torch.from_numpy(draw_weight(name, shape, config.model_type, std, seed)))
+        for name, shape in shapes.items()
+    )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from finetune.adapters.targets import LinearShape
+from finetune.engines.torch.dora import RowScales, scale_rows
 from finetune.engines.torch.frozen import FrozenWeight, frozen_weight, linear_widths
 
 
@@ -51,6 +52,7 @@ class LoRALinear(nn.Module):
         self.path = path
         self.slot = slot
         self.weight = frozen_weight(base)
+        self.row_scales = RowScales(self.weight)  # of DoRA
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
@@ -58,12 +60,18 @@ class LoRALinear(nn.Module):
         if update is None:
             plain: Tensor = self.base(x)
             return plain
-        mask = self._dropout_mask
         flat = x.reshape(-1, x.shape[-1])
         bias: Any = self.base.bias
-        fixed = Fixed(self.weight, bias, update.scale, mask)
-        y: Tensor = _LoraProduct.apply(flat, update.a, update.b, fixed)  # type: ignore[no-untyped-call]
+        y = self._product(flat, update, bias if update.magnitude is None else None)
+        if update.magnitude is not None:
+            scale = self.row_scales.of(update.a, update.b, update.scale, update.magnitude, x.dtype)
+            y = scale_rows(y, update.magnitude, scale, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _product(self, x: Tensor, update: LoraWeights, bias: Tensor | None) -> Tensor:
+        fixed = Fixed(self.weight, bias, update.scale, self._dropout_mask)
+        y: Tensor = _LoraProduct.apply(x, update.a, update.b, fixed)  # type: ignore[no-untyped-call]
+        return y
 
     @property
     def _dropout_mask(self) -> "DropoutMask | None":
@@ -110,23 +118,30 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, a, b = ctx.saved_tensors
         fixed: Fixed = ctx.fixed
-        into_low = gradient @ b.to(gradient.dtype) * fixed.scale
+        into_low = gradient @ (b * fixed.scale).to(gradient.dtype)
         dropped = x if fixed.mask is None else fixed.mask.applied(x)
         into_a = (into_low.T @ dropped).to(a.dtype)
-        into_b = (gradient.T @ low).to(b.dtype).mul_(fixed.scale)
+        into_b = (low.T @ gradient).T.to(b.dtype).mul_(fixed.scale)  # faster than gradient.T @ low
         into_x = None
         if ctx.needs_input_grad[0]:
             into_x = gradient @ fixed.weight.dense(gradient.dtype)
-            through = into_low @ a.to(gradient.dtype)
-            into_x += through if fixed.mask is None else fixed.mask.applied(through)
+            if fixed.mask is None:
+                into_x.addmm_(into_low, a.to(gradient.dtype))
+            else:
+                into_x += fixed.mask.applied(into_low @ a.to(gradient.dtype))
         return into_x, into_a, into_b, None
 
 
 def linear_paths(model: nn.Module, head_path: str = "") -> dict[str, LinearShape]:
-    """Every linear module by its path, adapted or not, in the order of the layers."""
+    """Every linear module by its path, adapted or not, in the order of the layers.
+
+    A head that shares the embedding's weight is none: an update of its own would untie the two.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     shapes = {}
     for path, module in model.named_modules():
-        if widths := linear_widths(module):
+        widths = linear_widths(module)
+        if widths and id(getattr(module, "weight", None)) not in embeddings:
             name = path.removesuffix(".base")  # inside a LoRALinear
             shapes[name] = LinearShape(*widths, name == head_path)
     return shapes

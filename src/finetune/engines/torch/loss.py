@@ -81,17 +81,20 @@ def _chunk(
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """(summed loss in float32, its gradient in the type of the logits)."""
+    """(summed loss in float32, its gradient in the type of the logits).
+
+    logsumexp is found from the largest logit and its probability, which is never rounded to zero.
+    """
     column = targets[:, None]
     values = logits.float()
-    normalizer = values.logsumexp(dim=-1, keepdim=True)
+    probabilities = torch.softmax(values, dim=-1)
+    normalizer = logits.amax(dim=-1, keepdim=True).float() - probabilities.amax(dim=-1, keepdim=True).log()
     losses = normalizer - (1.0 - smoothing) * values.gather(1, column)
-    gradient = (values - normalizer).exp_()
     if smoothing:
         losses = losses - smoothing * values.mean(dim=-1, keepdim=True)
-        gradient -= smoothing / logits.shape[-1]
-    gradient.scatter_add_(1, column, torch.full_like(losses, smoothing - 1.0))
-    return losses.sum(), gradient.to(logits.dtype)
+        probabilities -= smoothing / logits.shape[-1]
+    probabilities.scatter_add_(1, column, torch.full_like(losses, smoothing - 1.0))
+    return losses.sum(), probabilities.to(logits.dtype)
 
 
 def _chunks(head: Head, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from finetune.core.types import Batch, FloatArray, LossSum
 from finetune.engines.torch.device import explained_memory
-from finetune.engines.torch.documents import flatten
+from finetune.engines.torch.documents import FlatBatch, flatten
 from finetune.engines.torch.loading import BaseModel
 from finetune.engines.torch.loss import evaluate_rows
 
 
+@torch.inference_mode()
 def batch_loss(base: BaseModel, batch: Batch) -> LossSum:
     """Summed loss in nats, trained tokens, and correct predictions."""
     if not batch.trained_tokens:
@@ -20,6 +21,7 @@ def batch_loss(base: BaseModel, batch: Batch) -> LossSum:
         return LossSum(float(losses.sum()), batch.trained_tokens, int(hits.sum()))
 
 
+@torch.inference_mode()
 def batch_logprobs(base: BaseModel, batch: Batch) -> FloatArray:
     """log p(target) [B, T], 0 where nothing is trained on."""
     result = np.zeros(batch.targets.shape, np.float32)
@@ -31,7 +33,19 @@ def batch_logprobs(base: BaseModel, batch: Batch) -> FloatArray:
 
 
 @torch.inference_mode()
+def batch_distributions(base: BaseModel, batch: Batch) -> FloatArray:
+    """log p of the whole vocabulary at each trained position, [N, V]."""
+    with explained_memory():
+        logits = base.split.logits(_hidden(base, flatten(batch, base.device))).float()
+        result: FloatArray = torch.log_softmax(logits, dim=-1).cpu().numpy()
+        return result
+
+
 def _evaluate(base: BaseModel, batch: Batch) -> tuple[Tensor, Tensor]:
     flat = flatten(batch, base.device)
-    hidden = base.split.body(flat).index_select(0, flat.rows)
-    return evaluate_rows(base.split.head, hidden, flat.targets)
+    return evaluate_rows(base.split.head, _hidden(base, flat), flat.targets)
+
+
+def _hidden(base: BaseModel, flat: FlatBatch) -> Tensor:
+    """Hidden states [n, D] at the trained positions."""
+    return base.split.body(flat).index_select(0, flat.rows)

@@ -12,8 +12,10 @@ from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
 from finetune.engines.state_file import read_state, write_state
+from finetune.engines.torch import compat
 from finetune.engines.torch.device import PeakMemory, explained_memory
 from finetune.engines.torch.documents import flatten
+from finetune.engines.torch.generate import TorchGenerator
 from finetune.engines.torch.loss import summed_loss
 from finetune.engines.torch.optimizer import Optimizer
 from finetune.engines.torch.scoring import batch_loss
@@ -36,13 +38,14 @@ class TorchPendingStep:
 class TorchTrainSession:
     """Implements `TrainSession` over a `Trainable`.
 
-    The same steps give the same bits on one machine and number of threads: on the CPU every operation of the step
-    adds in a fixed order. On CUDA this holds as far as PyTorch's kernels do.
+    The same steps give the same bits on one machine with the same number of threads: on the CPU every operation of
+    the step adds in a fixed order, and on CUDA PyTorch is told to use kernels that do. On Metal nothing is promised.
     """
 
     def __init__(self, trainable: Trainable, training: TrainingConfig) -> None:
         self._trainable = trainable
         self._base = trainable.base
+        compat.fix_order_of_sums(self._base.device)
         self._memory = PeakMemory(self._base.device)
         self._seed = training.seed
         self._smoothing = training.label_smoothing
@@ -53,6 +56,10 @@ class TorchTrainSession:
     @property
     def parameters(self) -> ParameterCount:
         return ParameterCount(len(self._masters.weights), self._trainable.total)
+
+    @property
+    def notices(self) -> Sequence[str]:
+        return ()
 
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> TorchPendingStep:
         micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
@@ -83,7 +90,7 @@ class TorchTrainSession:
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        raise NotImplementedError
+        return TorchGenerator(self._base, lambda adapter: None)
 
     def weights(self) -> Mapping[str, FloatArray]:
         return _as_arrays(self._masters.views(self._masters.weights))

@@ -6,7 +6,7 @@ second buffer as the backward pass produces them.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from finetune.adapters.peft import write_adapter
 from finetune.adapters.plan import plan_adapters
 from finetune.config.schema import LoraConfig
 from finetune.core.errors import ModelError
+from finetune.core.types import FloatArray
 from finetune.engines.torch.adapters import make_adaptable, read_for
 from finetune.engines.torch.checkpointing import checkpoint_layer, layers_of
 from finetune.engines.torch.loading import BaseModel, checked_places, stored_weights
 from finetune.engines.torch.lora import LoraWeights, linear_paths
 from finetune.engines.torch.masters import Masters
+from finetune.engines.torch.quantize import QuantizedLinear, is_quantized
 from finetune.engines.torch.reading import read_tensor
 from finetune.engines.torch.saving import write_model
 
@@ -71,11 +73,24 @@ class LoraTrainable:
         self.base, self._slot = adaptable.base, adaptable.slot
         self.exact = True
         self._slot.dropout = lora.dropout
-        initial = _by_name(self._plan.initial(init))
+        initial = _by_name(self._initial(init))
         self.masters = Masters({name: tuple(value.shape) for name, value in initial.items()}, _always, base.device)
         self.masters.set(initial)
         self.total += len(self.masters.weights)
         self._slot.active = self._active()
+
+    def _initial(self, init: AdapterInit) -> dict[str, LoraUpdate]:
+        updates = self._plan.initial(init)
+        if self._plan.config.use_dora:
+            for module, update in updates.items():
+                if update.magnitude is None:
+                    updates[module] = update._replace(magnitude=self._row_norms(module))
+        return updates
+
+    def _row_norms(self, module: str) -> FloatArray:
+        layer: Any = self.base.model.get_submodule(module)
+        norms: FloatArray = layer.row_scales.initial().cpu().numpy()
+        return norms
 
     def _active(self) -> dict[str, LoraWeights]:
         leaves = {}
@@ -133,6 +148,11 @@ class FullTrainable:
     """Every weight, kept in float32; products are in the base's type. Tied weights are one weight."""
 
     def __init__(self, base: BaseModel) -> None:
+        if is_quantized(base.model):
+            raise ModelError(
+                f"{base.path} is quantised on loading (model.quantization): its weights cannot all be trained. "
+                "Use training.method: lora or dora, or leave model.quantization out."
+            )
         self.base = base
         self.exact = base.dtype == torch.float32
         self.total = count_parameters(base.model)
@@ -194,5 +214,7 @@ def _matrices(model: nn.Module) -> frozenset[str]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Scalars of the model, a weight that two modules share once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Scalars of the model, a weight that two modules share once; a quantised matrix counts as what it stands for."""
+    packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    return dense + sum(module.in_features * module.out_features for module in packed)

@@ -1,0 +1,62 @@
+"""exp and the activations made of it, in float32 for the CPU, where MLX computes one number at a time.
+
+exp(x) = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2. Both halves are compiled into one loop each, which the
+C++ compiler vectorises: about 700 million a second on one core, against 85 million of `mx.exp`. Without a compiler
+MLX runs the same formula operation by operation, still twice as fast. Other devices and types use MLX's functions.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+
+from finetune.engines.mlx import compat
+
+_SMALL = 2048  # elements for which the calls of two loops cost more than they gain
+_SIZES = 256  # compiled functions kept for each formula: one for each number of elements
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # n * _LN2_HIGH is exact (Cody and Waite 1980)
+_ROUNDER = 1.5 * 2**23  # added and subtracted, it rounds a float32 to an integer
+_LOWEST, _HIGHEST = -88.0, 89.0  # e^-88 becomes 0 and e^89 infinity
+_BIAS, _MANTISSA_BITS = 127, 23
+# (e^r - 1 - r) / r^2 for |r| <= ln 2 / 2 with the least largest error of e^r, 3e-9 relative
+_C0, _C1, _C2, _C3, _C4 = 0.49999994, 0.16666520, 0.041668393, 0.0083687808, 0.0013814465
+
+
+def is_fast(dtype: Any) -> bool:
+    """Whether this module computes arrays of this type itself."""
+    return bool(dtype == mx.float32) and compat.on_cpu()
+
+
+def exp(x: Any) -> Any:
+    """e^x, element by element; on the CPU within 1.2e-7 relative, and 0 below -88."""
+    if x.size < _SMALL or not is_fast(x.dtype):
+        return mx.exp(x)
+    return _in_two_loops(x, _times)
+
+
+def _in_two_loops(x: Any, finish: Callable[..., Any], *others: Any) -> Any:
+    """finish(e^x = mantissa * power, *others), element by element."""
+    flat = [array.reshape(-1) for array in (x, *others)]
+    remainder, power = _compiled(_reduce, x.size)(flat[0])
+    results = _compiled(finish, x.size)(remainder, power.view(mx.float32), *flat[1:])
+    return results.reshape(x.shape)
+
+
+@lru_cache(maxsize=_SIZES)
+def _compiled(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """Compiled for one size: a shapeless one would broadcast constants, in loops too deep to be one."""
+    return mx.compile(function)
+
+
+def _reduce(x: Any) -> tuple[Any, Any]:
+    """(r, the bits of 2^n as a float32)."""
+    x = mx.minimum(mx.maximum(x, _LOWEST), _HIGHEST)
+    n = (x * _LOG2_E + _ROUNDER) - _ROUNDER
+    return (x - n * _LN2_HIGH) - n * _LN2_LOW, mx.left_shift(n.astype(mx.int32) + _BIAS, _MANTISSA_BITS)
+
+
+def _times(r: Any, power: Any) -> Any:
+    square = r * r
+    return ((r + 1.0) + square * ((r * _C1 + _C0) + square * ((r * _C3 + _C2) + square * _C4))) * power

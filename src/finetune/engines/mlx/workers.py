@@ -1,0 +1,67 @@
+"""Independent graphs computed side by side on the cores of a CPU.
+
+MLX runs everything but matrix products on one core. A step's documents are therefore dealt out to as many workers
+as the BLAS library would use threads; each has a stream and a thread, and multiplies on its own core alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from finetune.engines.mlx import compat
+from finetune.engines.mlx.blas import load_openblas
+
+T = TypeVar("T")
+
+
+class Workers:
+    """At most `most` workers, and no more than the device has use for."""
+
+    def __init__(self, most: int) -> None:
+        self._library: Any = load_openblas().library if compat.on_cpu() else None
+        threads = self._library.openblas_get_num_threads() if self._library else 1
+        self.count = max(1, min(most, threads))
+        self._streams = [mx.new_thread_unsafe_stream(mx.cpu) for _ in range(self.count)] if self.count > 1 else []
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="mlx-worker")  # starts threads when used
+
+    def evaluate(self, builds: Sequence[Callable[[], list[T]]]) -> list[list[T]]:
+        """Each function, called here, builds a chain of graphs for one worker, which evaluates them in order."""
+        chains = []
+        for stream, build in zip(self._streams, builds, strict=False):
+            with mx.stream(stream):
+                chains.append(build())
+        with self._one_thread_each():
+            list(self._pool.map(_evaluate, chains))
+        return chains
+
+    @contextmanager
+    def _one_thread_each(self) -> Iterator[None]:
+        threads = self._library.openblas_get_num_threads()
+        self._library.openblas_set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._library.openblas_set_num_threads(threads)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+def _evaluate(chain: Sequence[Any]) -> None:
+    for graph in chain:
+        mx.eval(graph)
+
+
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices of `sizes` in at most `hands` lists of nearly equal sums: the largest first, each to the least so far."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    sums = [0] * hands
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        hand = sums.index(min(sums))
+        dealt[hand].append(index)
+        sums[hand] += sizes[index]
+    return [hand for hand in dealt if hand]

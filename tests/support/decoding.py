@@ -1,0 +1,15 @@
+"""Runs a generator to its end."""
+
+from finetune.core.types import GenerationRequest
+from finetune.engines.base import Generator
+
+
+def decode(generator: Generator, *requests: GenerationRequest) -> list[list[int]]:
+    """Run the requests together; the tokens of each."""
+    ids = [generator.add(request) for request in requests]
+    tokens: dict[int, list[int]] = {identifier: [] for identifier in ids}
+    while events := generator.step():
+        for event in events:
+            if event.token is not None:
+                tokens[event.request].append(event.token)
+    return [tokens[identifier] for identifier in ids]
