@@ -51,11 +51,11 @@ def write_tiny_model(path: Path, *, seed: int = 0, layers: int = LAYERS, chat_te
 
 
 def write_tiny_adapter(path: Path, *, seed: int = 1, base: str = "", layers: int = LAYERS, rank: int = 4) -> Path:
-    """A LoRA adapter on every linear module, strong enough to change every answer."""
+    """A LoRA adapter on every linear module: strong enough to change every answer, not so strong that rounding shows."""
     rng = np.random.default_rng(seed)
     pairs = {
         f"model.layers.{layer}.{name}": LoraUpdate(
-            rng.normal(0, 0.3, (rank, columns)).astype(np.float32), rng.normal(0, 0.3, (rows, rank)).astype(np.float32)
+            rng.normal(0, 0.2, (rank, columns)).astype(np.float32), rng.normal(0, 0.2, (rows, rank)).astype(np.float32)
         )
         for layer in range(layers)
         for name, (rows, columns) in LINEAR.items()
