@@ -43,7 +43,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _match_table(result: Mapping[str, Any]) -> Iterator[str]:
     ours, *peers = result["sides"]
-    yield f"### {result['match']}: {result['rounds']} rounds of {ours['steps']} steps"
+    yield f"### {result['match']}: {result['rounds']} round(s) of {ours['steps']} steps"
     yield ""
     yield "| | tokens/s, median | each round | peak memory | final loss | speed of ours | memory of ours |"
     yield "|---|---|---|---|---|---|---|"
