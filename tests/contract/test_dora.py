@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.support import peft_loop
 from tests.support.batches import batch_of, random_rows
-from tests.support.engines import open_inference, open_training
+from tests.support.engines import open_inference, open_training, require_exact_resume
 from tests.support.tiny_adapters import adapt
 from tests.support.tiny_models import VOCABULARY, make_model
 from tests.support.trajectories import drift, short_steps, walk, warm_rates
@@ -168,16 +168,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(engine: Engine, llama: Path, tmp
     def opened() -> TrainSession:
         return open_training(engine, llama, lora=LoraConfig(rank=4, dropout=0.2), method="dora")
 
-    whole, interrupted, resumed = opened(), opened(), opened()
-    expected = [whole.step([BATCH], learning_rate=1e-2).result().loss for _ in range(4)]
-    found = [interrupted.step([BATCH], learning_rate=1e-2).result().loss for _ in range(2)]
-    interrupted.save_weights(tmp_path)
-    interrupted.save_state(tmp_path)
-    resumed.load_state(tmp_path)
-    found += [resumed.step([BATCH], learning_rate=1e-2).result().loss for _ in range(2)]
-    assert found == expected
-    for name, array in whole.weights().items():
-        np.testing.assert_array_equal(resumed.weights()[name], array)
+    require_exact_resume(opened, BATCH, tmp_path)
 
 
 def test_recomputed_activations_change_nothing(engine: Engine, llama: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tests.support.batches import batch_of, random_rows
-from tests.support.engines import BASE, open_training
+from tests.support.engines import BASE, open_training, require_exact_resume
 from tests.support.tiny_adapters import adapt
 from tests.support.tiny_models import VOCABULARY, make_model
 from tests.support.trajectories import drift, short_steps, walk, warm_rates
@@ -108,14 +108,7 @@ def test_loading_again_and_resuming_give_the_same_bits(
     def opened() -> TrainSession:
         return open_training(engine, llama, model_config=config, lora=LoraConfig(rank=4, dropout=0.1))
 
-    whole, interrupted, resumed = opened(), opened(), opened()
-    expected = [whole.step([BATCH], learning_rate=1e-2).result().loss for _ in range(4)]
-    found = [interrupted.step([BATCH], learning_rate=1e-2).result().loss for _ in range(2)]
-    interrupted.save_weights(tmp_path)
-    interrupted.save_state(tmp_path)
-    resumed.load_state(tmp_path)
-    found += [resumed.step([BATCH], learning_rate=1e-2).result().loss for _ in range(2)]
-    assert found == expected
+    require_exact_resume(opened, BATCH, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

@@ -304,7 +304,7 @@ def _show_validation(found: "Validation") -> None:
         ("rows", f"{rows.read:,} read, {len(data.train):,} to train on, {len(data.validation):,} to validate on"),
         ("left out", f"{rows.dropped:,} dropped, {rows.duplicates:,} duplicates, {rows.undesirable:,} undesirable"),
         ("length", f"at most {data.max_length:,} tokens; {rows.truncated:,} rows are cut"),
-        ("packing", "rows end to end" if packing else "rows side by side, padded"),
+        ("packing", "rows end to end" if packing else "rows side by side"),
         ("template", data.template.name),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
     ]

@@ -49,6 +49,11 @@ class LoadedConfig:
         return f"{key} = {short(self.value(key))} ({self.sources[key]})"
 
 
+def plain(config: RunConfig | LoadedConfig) -> RunConfig:
+    """The configuration without where its values came from."""
+    return config.config if isinstance(config, LoadedConfig) else config
+
+
 def load_config(
     path: Path | None,
     *,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.load import LoadedConfig
+from finetune.config.load import LoadedConfig, plain
 from finetune.config.schema import DataConfig, DataFile, RunConfig
 from finetune.core.errors import ConfigError
 from finetune.core.files import sha256_of
@@ -47,7 +47,7 @@ class Preparation:
 
     def engine_notice(self) -> str:
         """What runs this, why, where, in which type and with which layout of rows."""
-        rows = "end to end" if self.config.training.packing else "side by side, padded"
+        rows = "end to end" if self.config.training.packing else "side by side"
         return f"Engine: {self.choice} on {self.device} in {self.dtype}; rows lie {rows}."
 
     def model_files(self) -> dict[str, str]:
@@ -55,11 +55,6 @@ class Preparation:
         patterns = CONTENT_OF_A_MODEL if self.config.model.init == "pretrained" else CONTENT_OF_A_MODEL[:1]
         files = sorted(path for pattern in patterns for path in self.source.path.glob(pattern))
         return {path.name: sha256_of(path) for path in files}
-
-
-def plain(config: RunConfig | LoadedConfig) -> RunConfig:
-    """The configuration without where its values came from."""
-    return config.config if isinstance(config, LoadedConfig) else config
 
 
 def prepare(given: RunConfig | LoadedConfig) -> Preparation:

@@ -9,7 +9,7 @@ from finetune.adapters.naming import within_layers
 from finetune.adapters.store import adapter_files, read_adapter
 from finetune.adapters.targets import ends_in, rank_of
 from finetune.config.layers import short
-from finetune.config.load import LoadedConfig, value_of
+from finetune.config.load import LoadedConfig, plain, value_of
 from finetune.config.schema import LoraConfig, RunConfig
 from finetune.config.sources import Layer
 from finetune.core.errors import ConfigError
@@ -24,14 +24,14 @@ def settled(config: RunConfig | LoadedConfig) -> RunConfig:
 
     Raises ConfigError with every option that says otherwise than the adapter, ModelError where it cannot be read.
     """
-    plain = config.config if isinstance(config, LoadedConfig) else config
-    if plain.lora.init_from is None:
-        return plain
-    adapter = read_adapter(Path(plain.lora.init_from).expanduser())
-    problems = _contradictions(plain, adapter, _given(config))
+    settings = plain(config)
+    if settings.lora.init_from is None:
+        return settings
+    adapter = read_adapter(Path(settings.lora.init_from).expanduser())
+    problems = _contradictions(settings, adapter, _given(config))
     if problems:
         raise ConfigError("The configuration", problems)
-    return _with(plain, adapter, keep_targets=_given(config)("lora.target_modules") is not None)
+    return _with(settings, adapter, keep_targets=_given(config)("lora.target_modules") is not None)
 
 
 def fingerprint(config: RunConfig) -> dict[str, str]:

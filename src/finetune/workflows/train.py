@@ -12,7 +12,7 @@ from typing import Any
 from finetune.adapters.lora import seeded_init
 from finetune.config.advice import advise
 from finetune.config.dump import dump_config
-from finetune.config.load import LoadedConfig, load_config
+from finetune.config.load import LoadedConfig, load_config, plain
 from finetune.config.schema import RunConfig
 from finetune.core.errors import StoppedBySignal, UsageError
 from finetune.core.events import Listener, Notice, RunFinished, RunStarted
@@ -26,7 +26,7 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
-from finetune.workflows.preparation import Preparation, plain, prepare
+from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.record import run_record
 from finetune.workflows.results import Finisher
 from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind

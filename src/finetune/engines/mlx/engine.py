@@ -54,20 +54,22 @@ class MLXEngine:
         lora: LoraConfig,
         init: AdapterInit,
     ) -> TrainSession:
-        base = load_base(model, model_config, seed=training.seed)
-        trainable: Trainable
-        if training.method == "full":
-            trainable = FullTrainable(base)
-        else:
-            trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
-        if training.gradient_checkpointing:
-            trainable.checkpoint_layers()
-        return MLXTrainSession(trainable, training)
+        with device.explained_memory():
+            base = load_base(model, model_config, seed=training.seed)
+            trainable: Trainable
+            if training.method == "full":
+                trainable = FullTrainable(base)
+            else:
+                trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
+            if training.gradient_checkpointing:
+                trainable.checkpoint_layers()
+            return MLXTrainSession(trainable, training)
 
     def open_inference(
         self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
     ) -> InferenceSession:
-        return MLXInferenceSession(load_base(model, model_config), adapters)
+        with device.explained_memory():
+            return MLXInferenceSession(load_base(model, model_config), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
         opened = open_unread(model, ModelConfig(name=str(model)))

@@ -9,8 +9,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpoint_layer(layer: nn.Module) -> None:
-    """Make one layer recompute its activations. Only this object changes, not its class."""
+def checkpoint_layers(model: nn.Module) -> None:
+    """Make every layer of `model` recompute its activations from now on."""
+    for layer in _layers(model):
+        _checkpoint(layer)
+
+
+def _checkpoint(layer: nn.Module) -> None:
+    """Only this object changes, not its class."""
     original = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -19,7 +25,7 @@ def checkpoint_layer(layer: nn.Module) -> None:
     layer.forward = forward
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks: the longest list of modules."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])

@@ -11,6 +11,7 @@ from finetune.core.types import Dtype, MergeReport
 from finetune.engines.base import EngineInfo, InferenceSession, TrainSession
 from finetune.engines.features import FEATURES
 from finetune.engines.torch import compat, device
+from finetune.engines.torch.checkpointing import checkpoint_layers
 from finetune.engines.torch.inference import TorchInferenceSession
 from finetune.engines.torch.loading import load_base, open_unread
 from finetune.engines.torch.lora import linear_paths
@@ -65,7 +66,7 @@ class TorchEngine:
             else:
                 trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
             if training.gradient_checkpointing:
-                trainable.checkpoint_layers()
+                checkpoint_layers(trainable.base.model)
             return TorchTrainSession(trainable, training)
 
     def open_inference(

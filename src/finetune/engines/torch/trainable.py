@@ -19,7 +19,6 @@ from finetune.config.schema import LoraConfig
 from finetune.core.errors import ModelError
 from finetune.core.types import FloatArray
 from finetune.engines.torch.adapters import make_adaptable, read_for
-from finetune.engines.torch.checkpointing import checkpoint_layer, layers_of
 from finetune.engines.torch.loading import BaseModel, checked_places, stored_weights
 from finetune.engines.torch.lora import LoraWeights, linear_paths
 from finetune.engines.torch.masters import Masters
@@ -42,10 +41,6 @@ class Trainable(Protocol):
 
     def draw_dropout(self, entropy: Sequence[int] | None) -> None:
         """Dropout from here on, a function of `entropy`; none of it with None."""
-        ...
-
-    def checkpoint_layers(self) -> None:
-        """Recompute activations in the backward pass from now on."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -112,10 +107,6 @@ class LoraTrainable:
         if entropy is not None and self._slot.dropout:
             self._slot.draw_dropout(entropy, self._plan.ranks)
 
-    def checkpoint_layers(self) -> None:
-        for layer in layers_of(self.base.model):
-            checkpoint_layer(layer)
-
     def save(self, directory: Path) -> None:
         found = {name: weight.cpu().numpy().copy() for name, weight in self.masters.views(self.masters.weights).items()}
         updates = {}
@@ -181,10 +172,6 @@ class FullTrainable:
 
     def draw_dropout(self, entropy: Sequence[int] | None) -> None:
         """No adapter, no dropout."""
-
-    def checkpoint_layers(self) -> None:
-        for layer in layers_of(self.base.model):
-            checkpoint_layer(layer)
 
     def save(self, directory: Path) -> None:
         views = self.masters.views(self.masters.weights)
