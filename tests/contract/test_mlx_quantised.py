@@ -130,25 +130,6 @@ def test_quantising_on_loading_never_holds_the_float_model(wide: Path) -> None:
     assert base.dtype == mx.float32
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that dominate: eight layers, 26 MB."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = tmp_path_factory.mktemp("models") / "wide"
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(model)
-    return model
-
-
 def test_a_step_never_keeps_the_dense_matrices(mlx: Engine, wide: Path) -> None:
     """A step on the packed base needs less memory than one on the float base by most of the weights."""
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.engines.mlx.documents import Documents
 from finetune.engines.mlx.exponential import exp, is_fast
+from finetune.engines.mlx.untraced import untraced
 
 _QUERIES = 128
 _KEPT = 512  # tokens of a document whose probabilities are kept: up to a fifth of its activations
@@ -96,6 +97,7 @@ def _attention(blocks: Sequence[_Block]) -> Any:
     """A differentiable (scaled queries [B, G, R, N, D], keys, values) -> (output like the queries, *what is kept)."""
 
     @mx.custom_function
+    @untraced
     def forward(queries: Any, keys: Any, values: Any) -> tuple[Any, ...]:
         outputs, kept = [], []
         for block in blocks:
@@ -109,6 +111,7 @@ def _attention(blocks: Sequence[_Block]) -> Any:
         return (mx.concatenate(outputs, axis=3), *kept)
 
     @forward.vjp
+    @untraced
     def backward(primals: Sequence[Any], cotangents: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
         queries, keys, values = primals
         kept = iter(outputs[1:])

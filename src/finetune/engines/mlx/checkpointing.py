@@ -1,4 +1,6 @@
-"""Gradient checkpointing: a layer's activations are computed again in the backward pass instead of kept.
+"""Gradient checkpointing: a layer's activations are computed again in its backward pass instead of kept.
+
+The gradient that a layer passes down comes after those of its weights, which need what was recomputed.
 
 `mx.checkpoint` differentiates explicit arguments only, so a layer's trained weights are handed to it as such. Each
 layer object gets a class of its own: the model's classes, which other sessions share, stay as they are.
@@ -9,19 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
 
 from finetune.engines.mlx.lora import LoraSlot
+from finetune.engines.mlx.ordering import weights_first
 
 
 class LayerWeights(Protocol):
     """The trained weights of one layer, as the call under way has bound them."""
 
-    def get(self) -> Any:
-        """A tree of arrays."""
+    def get(self) -> list[Any]:
+        """The arrays, in an order that stays."""
         ...
 
-    def set(self, arrays: Any) -> None:
-        """Compute with other arrays from here on."""
+    def set(self, arrays: Sequence[Any]) -> None:
+        """Compute with other arrays, in the order of `get`, from here on."""
         ...
 
 
@@ -32,14 +36,15 @@ class SlotWeights:
     slot: LoraSlot
     modules: Sequence[str]
 
-    def get(self) -> Any:
-        updates = {module: self.slot.active[module] for module in self.modules}
-        return {module: (update.a, update.b, update.magnitude) for module, update in updates.items()}
+    def get(self) -> list[Any]:
+        return [array for module in self.modules for array in self.slot.active[module].trained().values()]
 
-    def set(self, arrays: Any) -> None:
+    def set(self, arrays: Sequence[Any]) -> None:
+        given = iter(arrays)
         active = dict(self.slot.active)
-        for module, (a, b, magnitude) in arrays.items():
-            active[module] = active[module]._replace(a=a, b=b, magnitude=magnitude)
+        for module in self.modules:
+            update = active[module]
+            active[module] = update._replace(**{name: next(given) for name in update.trained()})
         self.slot.active = active
 
 
@@ -49,11 +54,15 @@ class ModuleWeights:
 
     layer: Any
 
-    def get(self) -> Any:
-        return self.layer.trainable_parameters()
+    def get(self) -> list[Any]:
+        return [array for _, array in self._named()]
 
-    def set(self, arrays: Any) -> None:
-        self.layer.update(arrays)
+    def set(self, arrays: Sequence[Any]) -> None:
+        names = [name for name, _ in self._named()]
+        self.layer.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(tree_flatten(self.layer.trainable_parameters()))
 
 
 def checkpoint_layer(layer: Any, weights: LayerWeights) -> None:
@@ -63,11 +72,12 @@ def checkpoint_layer(layer: Any, weights: LayerWeights) -> None:
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         bound = weights.get()
 
-        def run(x: Any, arrays: Any) -> Any:
+        def run(x: Any, *arrays: Any) -> Any:
             weights.set(arrays)
             return original(self, x, *args, **kwargs)
 
-        result = mx.checkpoint(run)(x, bound)
+        x, *arrays = weights_first(x, *bound) if bound else (x,)
+        result = mx.checkpoint(run)(x, *arrays)
         weights.set(bound)
         return result
 

@@ -6,6 +6,7 @@ Both are pinned exactly in pyproject.toml; a new version is tried by changing th
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from finetune.core.errors import ModelError
 from finetune.engines.mlx.windows import keep_windows
 
 _ATTENTION = "scaled_dot_product_attention"
+_SWIGLU = "swiglu"
 
 
 def versions() -> dict[str, str]:
@@ -139,6 +141,18 @@ def route_attention(model: Any, mask_type: type, attend: Callable[..., Any]) -> 
         original = getattr(sys.modules[name], _ATTENTION, None)
         if original is not None and not isinstance(original, _RoutedAttention):
             setattr(sys.modules[name], _ATTENTION, _RoutedAttention(original, mask_type, attend))
+
+
+def replace_swiglu(model: Any, swiglu: Callable[..., Any]) -> None:
+    """Let the model compute silu(gate) * up by `swiglu`, which gets mlx-lm's function as `otherwise`.
+
+    Models import that function into their own module, where it is replaced once; its values stay the same.
+    """
+    from mlx_lm.models import activations
+
+    for name in {type(module).__module__ for _, module in model.named_modules()}:
+        if getattr(sys.modules[name], _SWIGLU, None) is activations.swiglu:
+            setattr(sys.modules[name], _SWIGLU, partial(swiglu, otherwise=activations.swiglu))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Where the engine computes, how fast, and what it did with memory, told in the project's errors."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from finetune.engines.mlx import compat
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _SIGNS = ("malloc", "memory", "allocate")
 _DEFAULT = mx.default_device()  # the fastest that this build of MLX has
+_WIDTH = 1_000_000  # more operations than graphs have
 _SIDE = 1024
 _ROWS = {True: 256, False: 4096}  # on the CPU, and on a GPU, which needs more to be busy
 _MEASURE_SECONDS = 0.2
@@ -34,6 +36,17 @@ def pick_device(name: str) -> Any:
 def use_device(name: str) -> None:
     """Compute on the device that `model.device` means from here on."""
     mx.set_default_device(pick_device(name))
+    if compat.on_cpu():
+        _order_by_depth()
+
+
+def _order_by_depth() -> None:
+    """Let independent graphs of one evaluation advance together (see `workers`), not one after the other.
+
+    MLX goes down one branch of a graph where more than this many operations wait, and reads the number once, at the
+    first evaluation of a process. What nothing waits for is then computed last: see `ordering`.
+    """
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", str(_WIDTH))
 
 
 def hardware_problems(model: ModelConfig) -> list[str]:

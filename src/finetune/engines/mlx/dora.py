@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from finetune.engines.mlx.ordering import weights_first
 from finetune.engines.mlx.quantize import dense, product
 
 _SMALLEST = 1e-12  # of |W_i|^2: what rounding leaves of a row that the update cancels
@@ -55,6 +56,7 @@ def scale_rows(z: Any, magnitude: Any, norms: Any) -> Any:
 
     Where both W and B have zeros for a row, z is left as it is, so that B can leave zero.
     """
+    z, magnitude = weights_first(z, magnitude)
     zero = norms == 0
     ratio = mx.where(zero, 1.0, magnitude / mx.where(zero, 1.0, norms))
     return z + z * (ratio - 1.0).astype(z.dtype)

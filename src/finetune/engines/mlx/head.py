@@ -15,6 +15,7 @@ from mlx import nn
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.attention import attend
 from finetune.engines.mlx.documents import Documents
+from finetune.engines.mlx.swiglu import swiglu
 
 Finish = Callable[[Any], Any]
 _PROBE_SCALE = 64.0  # logits as large as this show a soft cap, which is invisible near zero
@@ -47,6 +48,7 @@ class SplitModel:
 def split_model(model: Any, config: Mapping[str, Any]) -> SplitModel:
     """The split that reproduces `model(inputs)`, or the whole model with an empty head."""
     compat.route_attention(model, Documents, attend)
+    compat.replace_swiglu(model, swiglu)
     whole = _whole(model)
     for owner_path, owner in _owners(model):
         body = owner.get("model") or owner.get("transformer") or owner.get("backbone")

@@ -106,7 +106,8 @@ def _quantize(model: Any, weights: dict[str, Any], wanted: str, path: Path) -> t
 
 def _evaluate(model: Any, path: Path) -> None:
     with _readable(path):
-        mx.eval(model.parameters())
+        for _, array in tree_flatten(model.parameters()):  # together, all would be read before any is converted
+            mx.eval(array)
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class LoraWeights(NamedTuple):
     magnitude: Any | None = None  # [out], for DoRA
     norms: Any | None = None  # [out], beside a magnitude: lengths of the rows of W + scale B A, a constant
 
+    def trained(self) -> dict[str, Any]:
+        """What gradients are taken of, by field."""
+        arrays = {"a": self.a, "b": self.b, "magnitude": self.magnitude}
+        return {name: array for name, array in arrays.items() if array is not None}
+
 
 @dataclass(slots=True)
 class LoraSlot:

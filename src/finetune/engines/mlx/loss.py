@@ -16,7 +16,9 @@ from typing import Any
 import mlx.core as mx
 
 from finetune.engines.mlx.documents import Positions
+from finetune.engines.mlx.exponential import exp
 from finetune.engines.mlx.head import Head
+from finetune.engines.mlx.untraced import untraced
 
 CHUNK_ELEMENTS = 1 << 22  # logits at once: 16 MB in float32, a few times that with their gradient
 _FEWEST_ROWS = 64  # fewer rows make slow matrix products
@@ -56,6 +58,7 @@ def summed_loss(head: Head, vocabulary: int, smoothing: float) -> Callable[..., 
     """A differentiable (hidden [N, D], targets [N], *head parameters) -> loss in nats, summed over the rows."""
 
     @mx.custom_function
+    @untraced
     def forward(hidden: Any, targets: Any, *parameters: Any) -> tuple[Any, ...]:
         loss: Any = mx.array(0.0)
         hidden_gradients: list[Any] = []
@@ -90,7 +93,7 @@ def _chunk(
     raw = head.project(hidden, *parameters)
     logits = head.finish(raw).astype(mx.float32)
     largest = logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - largest)  # the only exp: it serves the loss and its gradient
+    exponentials = exp(logits - largest)  # the only exp: it serves the loss and its gradient
     total = exponentials.sum(axis=-1, keepdims=True)
     column = targets[:, None]
     losses = mx.log(total) + largest - (1.0 - smoothing) * mx.take_along_axis(logits, column, axis=-1)

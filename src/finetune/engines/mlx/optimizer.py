@@ -60,20 +60,23 @@ class Optimizer:
         self, weights: Arrays, gradients: Arrays, state: Arrays, *, loss: Any, tokens: Any, learning_rate: Any
     ) -> Updated:
         """One step with gradients and loss that are sums over `tokens` trained tokens."""
-        norm = mx.sqrt(mx.stack([mx.square(g.astype(mx.float32)).sum() for g in gradients.values()]).sum()) / tokens
+        squares: Any = sum(mx.square(g.astype(mx.float32)).sum() for g in gradients.values())
+        norm = mx.sqrt(squares) / tokens
         factor = 1.0 / tokens
         if self._max_norm is not None:
             factor = factor * mx.minimum(self._max_norm / (norm + _CLIP_EPSILON), 1.0)
         finite = mx.isfinite(norm) & mx.isfinite(loss)
         step = state[STEP] + 1
         new_weights, new_state = {}, {STEP: mx.where(finite, step, state[STEP])}
+        previous = finite
         for name, weight in weights.items():
             slots = {slot: state[f"{slot}:{name}"] for slot in self._rule.slots(weight)}
-            gradient = gradients[name].astype(mx.float32) * factor
+            [gradient] = mx.depends([gradients[name]], [previous])  # one weight's intermediate arrays at a time
+            gradient = gradient.astype(mx.float32) * factor
             decayed, gradient = self._decayed(name, weight, gradient, learning_rate)
             direction, new_slots = self._rule.update(gradient, slots, step)
             updated = decayed - learning_rate * direction
-            new_weights[name] = mx.where(finite, updated, weight)
+            new_weights[name] = previous = mx.where(finite, updated, weight)
             for slot, value in new_slots.items():
                 new_state[f"{slot}:{name}"] = mx.where(finite, value, slots[slot])
         return Updated(new_weights, new_state, norm, finite)

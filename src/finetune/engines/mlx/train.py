@@ -160,6 +160,5 @@ class MLXTrainSession:
         return int(mx.get_peak_memory())
 
     def close(self) -> None:
-        self._workers.close()
         del self._weights, self._state, self._trainable, self._base, self._gradient, self._summed
         mx.clear_cache()

@@ -1,12 +1,16 @@
 """Independent graphs computed side by side on the cores of a CPU.
 
 MLX runs everything but matrix products on one core. A step's documents are therefore dealt out to as many workers
-as the BLAS library would use threads; each has a stream and a thread, and multiplies on its own core alone.
+as the BLAS library would use threads; each has a stream, which is a thread of MLX, and multiplies on its own core.
+
+All streams share a short queue of tasks. Graphs evaluated by a thread each fill it with their own tasks and leave
+other streams idle for a third of the time, so one evaluation takes a graph of each worker and goes through them in
+step. That needs MLX to order operations by their depth: see `device.use_device`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -25,16 +29,16 @@ class Workers:
         threads = self._library.openblas_get_num_threads() if self._library else 1
         self.count = max(1, min(most, threads))
         self._streams = [mx.new_thread_unsafe_stream(mx.cpu) for _ in range(self.count)] if self.count > 1 else []
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="mlx-worker")  # starts threads when used
 
     def evaluate(self, builds: Sequence[Callable[[], list[T]]]) -> list[list[T]]:
-        """Each function, called here, builds a chain of graphs for one worker, which evaluates them in order."""
+        """Each function, called here, builds a chain of graphs for one worker; the chains are evaluated in order."""
         chains = []
         for stream, build in zip(self._streams, builds, strict=False):
             with mx.stream(stream):
                 chains.append(build())
         with self._one_thread_each():
-            list(self._pool.map(_evaluate, chains))
+            for graphs in zip_longest(*chains):
+                mx.eval([graph for graph in graphs if graph is not None])
         return chains
 
     @contextmanager
@@ -45,15 +49,6 @@ class Workers:
             yield
         finally:
             self._library.openblas_set_num_threads(threads)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
-
-
-def _evaluate(chain: Sequence[Any]) -> None:
-    for graph in chain:
-        mx.eval(graph)
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
