@@ -22,6 +22,7 @@ from finetune.config.schema import ModelConfig
 from finetune.core.errors import ModelError
 from finetune.core.types import Batch
 from finetune.engines.base import Engine
+from finetune.engines.mlx import quantize
 from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.engine import MLXEngine
 from finetune.engines.mlx.loading import load_base
@@ -101,6 +102,19 @@ def test_modules_that_cannot_be_quantised_are_named(mlx: Engine, llama: Path, wi
     said = open_training(mlx, llama, model_config=FOUR_BITS).notices
     assert said == ("model.quantization=4bit: 2 modules (down_proj) stay float: no group size divides their rows.",)
     assert not open_training(mlx, wide, model_config=FOUR_BITS).notices
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_products_unpack_a_block_of_rows_at_a_time(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "_UNPACKED", 1)  # so that a block has the fewest rows, 64
+    weight, x, cotangent = (
+        mx.random.normal(shape, key=mx.random.key(n)) for n, shape in enumerate([(150, 128), (2, 5, 128), (2, 5, 150)])
+    )
+    packed = quantize.Packed(*mx.quantize(weight, 64, bits), 64, bits)
+    dense = packed.dense(mx.float32)
+    found = mx.vjp(packed.product, [x], [cotangent])
+    np.testing.assert_allclose(found[0][0], x @ dense.T, atol=4e-5)  # sums of 128 products, up to 40
+    np.testing.assert_allclose(found[1][0], cotangent @ dense, atol=4e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -2,11 +2,11 @@
 
 Weights are held in affine groups as mlx-lm writes them: `group_size` neighbours of a row share a scale and an offset.
 On the CPU, MLX multiplies by packed weights one value at a time. From a few rows on it is many times faster to unpack
-the matrix and leave the product to the BLAS, so the unpacked matrix lives for one product at a time: the backward
-pass unpacks it again.
+the matrix and leave the product to the BLAS. A block of rows is unpacked at a time and lives for one product: the
+backward pass unpacks it again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from finetune.engines.mlx.layout import layers_of
 
 BITS: Mapping[str, int] = {"4bit": 4, "8bit": 8}
 GROUP_SIZES = (64, 32)  # in order of preference; MLX has no smaller ones
+_UNPACKED = 1 << 20  # values at once
+_FEWEST_UNPACKED = 64  # rows at once: fewer make slow products
 _FEWEST_ROWS = 4  # from here on unpacking costs less than multiplying packed values, on one core
 
 
@@ -47,13 +49,29 @@ class Packed(NamedTuple):
     def _through_dense(self, x: Any) -> Any:
         @mx.custom_function
         def forward(x: Any) -> Any:
-            return x @ self.dense(x.dtype, after=x).T
+            parts = [x]
+            for _, rows in self._blocks():
+                parts.append(x @ rows.dense(x.dtype, after=parts[-1]).T)
+            return mx.concatenate(parts[1:], axis=-1)
 
         @forward.vjp
         def backward(primals: Any, cotangent: Any, outputs: Any) -> Any:
-            return cotangent @ self.dense(cotangent.dtype, after=cotangent)
+            sums = [cotangent]
+            for columns, rows in self._blocks():
+                part = cotangent[..., columns] @ rows.dense(cotangent.dtype, after=sums[-1])
+                sums.append(part if len(sums) == 1 else sums[-1] + part)
+            return sums[-1]
 
         return forward(x)
+
+    def _blocks(self) -> Iterator[tuple[slice, "Packed"]]:
+        """Rows that are unpacked together: unpacking needs four times the memory of what it gives."""
+        rows, words = self.weight.shape
+        step = max(_FEWEST_UNPACKED, _UNPACKED * self.bits // (32 * words))
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            biases = None if self.biases is None else self.biases[part]
+            yield part, self._replace(weight=self.weight[part], scales=self.scales[part], biases=biases)
 
 
 def packed(layer: Any) -> Packed:
