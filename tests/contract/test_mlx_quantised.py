@@ -1,5 +1,6 @@
 """Quantised bases on the MLX engine: files as mlx-lm writes them, and floats quantised on loading."""
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_a_step_never_keeps_the_dense_matrices(mlx: Engine, wide: Path) -> None:
     """A step on the packed base needs less memory than one on the float base by most of the weights."""
 
     def peak(config: ModelConfig) -> int:
+        gc.collect()  # models of other tests
         mx.clear_cache()
         session = open_training(mlx, wide, model_config=config)
         session.step([BATCH], learning_rate=1e-3).result()

@@ -125,6 +125,7 @@ def _usage(arguments: Sequence[str], message: str) -> str:
     if message.startswith("Usage:"):
         return message  # a group without a command: its help says it all
     names = [name for name in arguments[:1] if name in COMMANDS]
+    message = message.replace("Value error, ", "")  # typer's own prefix to what a value should be
     return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
 
 

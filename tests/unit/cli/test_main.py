@@ -75,6 +75,7 @@ def test_an_unforeseen_error_says_how_to_report_it(
         (["models", "info"], "See: ft models --help"),
         (["models", "--nonsense"], "No such option: --nonsense"),
         (["train", "start", "demo", "x", "--epochs", "many"], "Invalid value for '--epochs'"),
+        (["demo", "--backend", "cuda"], "Invalid value for '--backend': 'cuda' is not one of 'auto', 'mlx'"),
     ],
 )
 def test_a_wrong_command_line_leaves_with_2(arguments: list[str], said: str, capsys: Captured) -> None:
