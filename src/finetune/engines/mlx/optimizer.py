@@ -68,17 +68,18 @@ class Optimizer:
         finite = mx.isfinite(norm) & mx.isfinite(loss)
         step = state[STEP] + 1
         new_weights, new_state = {}, {STEP: mx.where(finite, step, state[STEP])}
-        previous = finite
+        previous = [finite]
         for name, weight in weights.items():
             slots = {slot: state[f"{slot}:{name}"] for slot in self._rule.slots(weight)}
-            [gradient] = mx.depends([gradients[name]], [previous])  # one weight's intermediate arrays at a time
+            [gradient] = mx.depends([gradients[name]], previous)  # one weight's intermediate arrays at a time
             gradient = gradient.astype(mx.float32) * factor
             decayed, gradient = self._decayed(name, weight, gradient, learning_rate)
             direction, new_slots = self._rule.update(gradient, slots, step)
             updated = decayed - learning_rate * direction
-            new_weights[name] = previous = mx.where(finite, updated, weight)
-            for slot, value in new_slots.items():
-                new_state[f"{slot}:{name}"] = mx.where(finite, value, slots[slot])
+            new_weights[name] = mx.where(finite, updated, weight)
+            kept = {f"{slot}:{name}": mx.where(finite, value, slots[slot]) for slot, value in new_slots.items()}
+            new_state |= kept
+            previous = [new_weights[name], *kept.values()]
         return Updated(new_weights, new_state, norm, finite)
 
     def _decayed(self, name: str, weight: Any, gradient: Any, learning_rate: Any) -> tuple[Any, Any]:
