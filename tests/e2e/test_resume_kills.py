@@ -1,4 +1,7 @@
-"""Runs that are stopped at random moments and resumed end with the very bytes of an uninterrupted one."""
+"""Runs that are stopped at random moments and resumed end with the very bytes of an uninterrupted one.
+
+`FT_TEST_KILLS=100 pytest tests/e2e/test_resume_kills.py` stops 200 times.
+"""
 
 import contextlib
 import json
@@ -18,7 +21,7 @@ from typing import Any
 import pytest
 from tests.support.tiny_model import write_tiny_model
 
-KILLS = 10  # on each engine
+KILLS = int(os.environ.get("FT_TEST_KILLS", "10"))  # on each engine
 STEPS = 60
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER = REPOSITORY / "tests" / "support" / "fork_server.py"

@@ -4,13 +4,15 @@ A directory without a valid manifest is never resumed from and never deleted. Se
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune.core.errors import CheckpointError, FinetuneError, TrainingError
 from finetune.core.files import is_temporary, sha256_of, sync, temporary_beside
@@ -18,7 +20,7 @@ from finetune.core.paths import MANIFEST, RunPaths
 from finetune.engines.base import TrainSession
 from finetune.training.state import TrainingState
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
 NOT_PART_OF_THE_RESULT = frozenset({MANIFEST, STATE, OPTIMIZER})
@@ -153,7 +155,7 @@ def seal(directory: Path, *, step: int) -> None:
         for path in files
     }
     manifest = directory / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": entries}, indent=2) + "\n", "utf-8")
+    manifest.write_text(_rendered({"format": FORMAT, "step": step, "files": entries}), "utf-8")
     sync(manifest)
     for folder in [*(path for path in directory.rglob("*") if path.is_dir()), directory]:
         sync(folder)
@@ -219,7 +221,7 @@ def _missing_parts(directory: Path) -> list[str]:
     try:
         parts = _read_manifest(directory)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST} is missing or unreadable"]
+        return [f"{MANIFEST} is missing, unreadable or changed"]
     sizes = {part: _size(directory / part.name) for part in parts}
     return [
         f"{part.name} is missing" if size is None else f"{part.name} has {size:,} bytes, not {part.size:,}"
@@ -228,12 +230,20 @@ def _missing_parts(directory: Path) -> list[str]:
     ]
 
 
+def _rendered(document: Mapping[str, Any]) -> str:
+    """The text of a manifest, which ends with its own hash: there is one text for each content."""
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**document, "sha256": digest}, indent=2) + "\n"
+
+
 def _read_manifest(directory: Path) -> list[_Part]:
     """The files that the manifest names. Raises OSError, ValueError, KeyError, TypeError or AttributeError."""
-    document = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    text = (directory / MANIFEST).read_text(encoding="utf-8")
+    document = json.loads(text)
+    del document["sha256"]
     files = document["files"]
-    if document["format"] != FORMAT or STATE not in files:
-        raise ValueError("not a manifest of this format")
+    if text != _rendered(document) or document["format"] != FORMAT or STATE not in files:
+        raise ValueError("not a manifest of this format, or changed")
     return [_Part(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()]
 
 
