@@ -132,3 +132,16 @@ def test_looking_at_a_file_loads_no_engine(data):
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_check_names_what_is_suspicious(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [*ROWS, ROWS[0], {"prompt": "Is 3 even?", "completion": "maybe"}])
+    held_out = write(tmp_path / "test.jsonl", [{"prompt": "Is 4 even?", "completion": "yes"}])
+    done = ft("dataset", "check", data, "--validation", held_out, "--model", "demo")
+    assert done.returncode == 0, done.stderr
+    assert "32 rows, of which 0 cannot be used" in done.stdout
+    assert "same request, different answers: 1\n  rows.jsonl:4, rows.jsonl:32: Is 3 even?" in done.stdout
+    assert "exact copies: 1\n  rows.jsonl:1, rows.jsonl:31: Is 0 even?" in done.stdout
+    assert "in validation too: 1\n  test.jsonl:1, rows.jsonl:5: Is 4 even?" in done.stdout
+    as_json = json.loads(ft("dataset", "check", data, "--json").stdout)
+    assert {check["name"]: len(check["findings"]) for check in as_json["checks"]}["exact copies"] == 1

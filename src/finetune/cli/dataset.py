@@ -1,11 +1,13 @@
 """`ft dataset`: look at a file of examples before training on it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from finetune.cli.console import JsonOption, new_group, note, print_json, print_table
+from finetune.cli.downloads import download_bar, say_pulled
 
 if TYPE_CHECKING:
     from finetune.workflows.dataset import InspectedRow, Inspection
@@ -22,11 +24,12 @@ ColumnOption = Annotated[
 
 @app.callback()
 def dataset() -> None:
-    """Look at a file of examples: what is in it, what the model sees, what is wrong.
+    """Look at a file of examples: what is in it, what the model sees, what is wrong; get a data set from the hub.
 
     \b
     Examples:
       ft dataset info examples.jsonl
+      ft dataset check examples.jsonl --model demo
       ft dataset inspect examples.jsonl --model demo
     """
 
@@ -54,6 +57,35 @@ def info(
         print_json(found)
     else:
         _print_info(found)
+
+
+@app.command()
+def pull(
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="hf://datasets/owner/name, with @revision and /path if wanted.")
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Download the data files of a data set on the Hugging Face hub, and check them against the hub's hashes.
+
+    Without a path these are its training rows: the files that have train in their name, or else all data files.
+    `data.train_file` takes such addresses too. No code of a data set is run.
+
+    \b
+    Examples:
+      ft dataset pull hf://datasets/openai/gsm8k/main
+      ft dataset pull tatsu-lab/alpaca --json
+    """
+    from finetune.workflows.pull import pull_data
+
+    with download_bar() as bar:
+        pulled = pull_data(address, on_start=bar.start, on_bytes=bar.add)
+    if json:
+        print_json(asdict(pulled))
+        return
+    say_pulled(pulled)
+    for file in pulled.files:
+        typer.echo(f"Look at it: ft dataset info {file}")
 
 
 @app.command()
@@ -94,6 +126,45 @@ def prepare(
     typer.echo(f"{written.read:,} rows read, {written.duplicates:,} exact duplicates left out.")
     for problem in written.dropped:
         note(f"dropped {problem}")
+
+
+@app.command()
+def check(
+    file: FileArgument,
+    *,
+    validation: Annotated[str | None, typer.Option(help="Look for its requests among the rows of FILE.")] = None,
+    model: Annotated[str | None, typer.Option(help="Also check what this model's template and tokenizer do.")] = None,
+    template: TemplateOption = None,
+    show: Annotated[int, typer.Option(min=0, help="Findings to show of each kind.")] = 3,
+    column: ColumnOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Look for what is suspicious in rows that are well formed; nothing is changed.
+
+    Conflicting labels and answers, copies and near copies, validation rows that are trained on too, messages that the
+    template changes, characters that the tokenizer cannot give back.
+
+    \b
+    Examples:
+      ft dataset check examples.jsonl
+      ft dataset check train.jsonl --validation test.jsonl --model demo --show 10
+    """
+    from finetune.workflows.check_data import check_data
+
+    found = check_data(file, validation=validation, model=model, template=template, columns=_columns(column))
+    if json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"{found.rows:,} rows, of which {len(found.unusable):,} cannot be used")
+    for kind in found.checks:
+        typer.echo(f"\n{kind.name}: {len(kind.findings):,}")
+        for finding in kind.findings[:show]:
+            more = f" and {len(finding.rows) - 3} more" if len(finding.rows) > 3 else ""
+            typer.echo(f"  {', '.join(finding.rows[:3])}{more}: {finding.detail}")
+        if len(kind.findings) > show:
+            typer.echo(f"  and {len(kind.findings) - show:,} more (--show {len(kind.findings)} lists all)")
+        if kind.findings:
+            typer.echo(f"  {kind.advice}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`ft models`: what is on this machine, and what is in a model."""
+"""`ft models`: what is on this machine, what is in a model, and how to get one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finetune.cli.console import JsonOption, count, new_group, print_json, print_table, size
+from finetune.cli.downloads import download_bar, say_pulled
 
 if TYPE_CHECKING:
     from finetune.models.info import ModelInfo
@@ -16,12 +17,13 @@ app = new_group()
 
 @app.callback()
 def models() -> None:
-    """List the models on this machine, and say what is in one.
+    """List the models on this machine, say what is in one, and get one from the hub.
 
     \b
     Examples:
       ft models list
       ft models info demo
+      ft models pull HuggingFaceTB/SmolLM2-135M
     """
 
 
@@ -82,6 +84,34 @@ def info(
         print_json(_document(found, rank))
         return
     print_table(("", ""), _lines(found, rank))
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="The name of a model on the hub: owner/model.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Download a model from the Hugging Face hub into its cache, and check every file against the hub's hashes.
+
+    Weights come as safetensors only; nothing that a model contains is run. Files that are there are not downloaded
+    again. HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and the access token (`hf auth login` or HF_TOKEN) mean what they
+    always mean.
+
+    \b
+    Examples:
+      ft models pull HuggingFaceTB/SmolLM2-135M
+      ft models pull Qwen/Qwen3-0.6B --revision main --json
+    """
+    from finetune.workflows.pull import pull_model
+
+    with download_bar() as bar:
+        pulled = pull_model(model, revision=revision, on_start=bar.start, on_bytes=bar.add)
+    if json:
+        print_json(asdict(pulled))
+        return
+    say_pulled(pulled)
+    typer.echo(f"Tune it: ft train quick {pulled.name} YOUR_DATA")
 
 
 def _document(info: "ModelInfo", rank: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The base model and the engine that runs it."""
 
-    name: str = Field(description="A local directory, the name of a cached model, or `demo`")
+    name: str = Field(description="A local directory, the name of a model on the hub, or `demo`")
+    revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub; default: main")
     backend: Literal["auto", "mlx", "pytorch"] = Field("auto", description="The engine")
     device: Literal["auto", "cpu", "cuda", "metal"] = Field(
         "auto", description="Where the engine computes; auto: the fastest that this machine has"
@@ -114,7 +115,9 @@ class DataFile(Section):
 class DataConfig(Section):
     """The examples: where they are, how they are rendered, what is trained on."""
 
-    train_file: str | tuple[str | DataFile, ...] = Field(description="File, directory, or list of files with weights")
+    train_file: str | tuple[str | DataFile, ...] = Field(
+        description="File, directory, hf://datasets/owner/name[@revision][/path], or a list of them with weights"
+    )
     validation_file: str | None = Field(None, description="Rows to evaluate on; default: a part of the training file")
     validation_split: Share = Field(0.1, description="Share of the rows kept for validation where no file is given")
     template: str | None = Field(

@@ -47,7 +47,7 @@ def choose(model: ModelConfig) -> EngineChoice:
         return EngineChoice(model.backend, f"model.backend={model.backend}")
     if on_apple_silicon():
         return EngineChoice("mlx", "auto: the faster one on Apple silicon")
-    if _quantised_for_mlx(model.name):
+    if _quantised_for_mlx(model):
         return EngineChoice("mlx", "auto: the files of this model are quantised for MLX")
     if is_installed("pytorch"):
         return EngineChoice("pytorch", "auto: PyTorch is installed, and this is not Apple silicon")
@@ -98,10 +98,10 @@ def on_apple_silicon() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
-def _quantised_for_mlx(name: str) -> bool:
+def _quantised_for_mlx(model: ModelConfig) -> bool:
     """Whether the model is there and its config.json describes MLX's packed weights."""
     try:
-        return isinstance(read_config(find_directory(name)).get("quantization"), dict)
+        return isinstance(read_config(find_directory(model.name, model.revision)).get("quantization"), dict)
     except ModelError:
         return False
 

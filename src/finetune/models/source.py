@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune import demo
 from finetune.core.errors import ModelError
-from finetune.models import cache
+from finetune.hub import cache
 from finetune.models.weights import INDEX, read_weights
 
 DEMO = "demo"
@@ -35,15 +35,16 @@ class ModelSource:
     context_length: int | None  # tokens; None where the architecture has no limit
 
 
-def resolve_model(name: str, *, weights: bool = True) -> ModelSource:
+def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
     """Find a model and check that it can be used. With `weights=False`, config.json and a tokenizer suffice.
 
-    `demo` is the carried model; write `./demo` for a directory of that name. Raises ModelError: nothing of that
+    `demo` is the carried model; write `./demo` for a directory of that name. `revision` is a branch, tag or commit of
+    a cached model; other names have none. Raises ModelError: nothing of that
     name, no config.json, no or damaged weights, only pickled weights, no tokenizer, code of its own (`auto_map`).
     """
-    path = find_directory(name)
+    path = find_directory(name, revision)
     config = read_config(path)
-    _refuse_own_code(path, config)
+    refuse_own_code(str(path), path)
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise ModelError(
             f"{path} has no tokenizer ({' or '.join(TOKENIZER_FILES)}). Copy it from where the model came from."
@@ -61,8 +62,15 @@ def resolve_model(name: str, *, weights: bool = True) -> ModelSource:
     )
 
 
-def find_directory(name: str) -> Path:
+def is_hub_model(name: str) -> bool:
+    """Whether a name means a model of the hub: it is neither carried nor on the disk, and could be one."""
+    return name != DEMO and not Path(name).expanduser().exists() and cache.is_hub_name(name)
+
+
+def find_directory(name: str, revision: str | None = None) -> Path:
     """The directory that a name stands for, without a look at what is in it."""
+    if revision is not None and not is_hub_model(name):
+        raise ModelError(f"model.revision={revision}: {name} is not a model of the hub, so it has none. Leave it out.")
     if name == DEMO:
         if not DEMO_DIRECTORY.is_dir():
             raise ModelError(
@@ -79,11 +87,12 @@ def find_directory(name: str) -> Path:
     if not cache.is_hub_name(name):
         near = _near(path) or f" Give a directory with config.json, the name of a cached model, or {DEMO}."
         raise ModelError(f"There is no model directory {name}.{near}")
-    snapshot = cache.find_snapshot(name)
+    snapshot = cache.find_snapshot(name, revision)
     if snapshot is None:
+        at = "" if revision is None else f" --revision {revision}"
         raise ModelError(
             f"{name} is neither a directory nor a model in the Hugging Face cache ({cache.location()}).{_near(path)} "
-            f"Nothing is downloaded by itself: run `hf download {name}` once, or give the path of a directory."
+            f"Run `ft models pull {name}{at}` once, or give the path of a directory."
         )
     return snapshot
 
@@ -117,17 +126,15 @@ def _read_json(file: Path) -> Any:
         raise ModelError(f"{file} cannot be read as JSON: {error}. Copy or download it again.") from error
 
 
-def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
-    """A model may ask for Python of its authors to be run; that never happens here."""
-    contents: dict[str, Any] = {"config.json": config}
-    tokenizer = path / "tokenizer_config.json"
-    if tokenizer.is_file():
-        contents["tokenizer_config.json"] = _read_json(tokenizer)
+def refuse_own_code(name: str, path: Path) -> None:
+    """Raise ModelError where a model asks for Python of its authors to be run, which never happens here."""
+    files = [path / file for file in ("config.json", "tokenizer_config.json")]
+    contents = {file.name: _read_json(file) for file in files if file.is_file()}
     asking = [file for file, content in contents.items() if isinstance(content, dict) and content.get("auto_map")]
     if asking:
         raise ModelError(
-            f"{path} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never happens. "
-            f"Choose a conversion without it, or remove auto_map if {config['model_type']} needs no such code."
+            f"{name} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never happens. "
+            "Choose a conversion without it, or remove auto_map from a copy if its architecture needs no such code."
         )
 
 
@@ -146,9 +153,9 @@ def _require_weights(path: Path) -> None:
             f"{path} has its weights only as {', '.join(pickled)}. Such pickle files can run any program when opened, "
             "so they are refused. Choose a model with safetensors, or convert them where you trust their origin."
         )
+    how = "Copy or download them" if cache.commit_of(path) is None else "Run `ft models pull` for it again"
     raise ModelError(
-        f"{path} has no weights (model.safetensors). Copy or download them, "
-        "or set model.init to random to start from nothing."
+        f"{path} has no weights (model.safetensors). {how}, or set model.init to random to start from nothing."
     )
 
 

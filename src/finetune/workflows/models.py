@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.core.errors import ModelError, UsageError
-from finetune.models import cache
+from finetune.hub import cache
 from finetune.models.info import ModelInfo, describe_model
 from finetune.models.source import DEMO, DEMO_DIRECTORY, resolve_model
 

@@ -68,7 +68,8 @@ def say_what_was_assumed(subject: Subject, on_notice: OnNotice) -> None:
 
 def resolve_base(subject: Subject) -> ModelSource:
     """The base; a run that started from random weights needs no weight files of it."""
-    return resolve_model(subject.model.name, weights=subject.model.init == "pretrained")
+    model = subject.model
+    return resolve_model(model.name, revision=model.revision, weights=model.init == "pretrained")
 
 
 def whole_model(base: ModelConfig) -> ModelConfig:

@@ -16,8 +16,9 @@ from finetune.data.selection import check_max_length
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
 from finetune.engines.registry import EngineChoice, choose, choose_engine, needed_features, require
+from finetune.hub import cache
 from finetune.models.info import stored_bits, stored_dtype
-from finetune.models.source import DEMO, ModelSource, resolve_model
+from finetune.models.source import DEMO, ModelSource, is_hub_model, resolve_model
 from finetune.training.plan import DEFAULT_EPOCHS, TrainingPlan, make_plan
 from finetune.workflows.starting_adapter import settled
 
@@ -66,7 +67,7 @@ def prepare(given: RunConfig | LoadedConfig) -> Preparation:
     choice = choose(config.model)
     require(choice.name, needed_features(config))
     engine = choose_engine(config.model)
-    source = resolve_model(config.model.name, weights=config.model.init == "pretrained")
+    source = resolve_model(config.model.name, revision=config.model.revision, weights=config.model.init == "pretrained")
     _check_files(given, source)
     tokenizer = TextTokenizer.open(source.path)
     data = prepare_data(
@@ -80,7 +81,9 @@ def prepare(given: RunConfig | LoadedConfig) -> Preparation:
     batches = batch_plan(config, data, pad_id=tokenizer.pad_id)
     plan = make_plan(config.training, config.output, steps_per_epoch=batches.steps_per_epoch)
     dtype = engine.compute_dtype(config.model, _stored(config, source))
-    return Preparation(resolved(config, data, plan), choice, engine, dtype, source, tokenizer, data, batches, plan)
+    return Preparation(
+        resolved(config, data, plan, source), choice, engine, dtype, source, tokenizer, data, batches, plan
+    )
 
 
 def _check_files(given: RunConfig | LoadedConfig, source: ModelSource) -> None:
@@ -127,8 +130,9 @@ def batch_plan(config: RunConfig, data: PreparedData, *, pad_id: int) -> BatchPl
     )
 
 
-def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunConfig:
-    """The configuration with inferred values and absolute paths: loading it repeats the run from any directory.
+def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan, source: ModelSource) -> RunConfig:
+    """The configuration with inferred values, absolute paths and the commit of a cached model: it repeats the run
+    from any directory.
 
     It names no output directory, so that it can be run again as it is.
     """
@@ -137,9 +141,12 @@ def resolved(config: RunConfig, data: PreparedData, plan: TrainingPlan) -> RunCo
         training["epochs"] = DEFAULT_EPOCHS
     output = {"output_dir": None, "eval_steps": plan.eval_steps, "checkpoint_steps": plan.checkpoint_steps}
     name = config.model.name
+    model: dict[str, Any] = {"name": _absolute(name) if _is_path(name) else name}
+    if is_hub_model(name):
+        model["revision"] = cache.commit_of(source.path)
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"name": _absolute(name) if _is_path(name) else name}),
+            "model": config.model.model_copy(update=model),
             "lora": config.lora.model_copy(update=_resolved_lora(config)),
             "training": config.training.model_copy(update=training),
             "data": config.data.model_copy(update=_resolved_data(config, data)),

@@ -38,6 +38,7 @@ def run_record(prepared: Preparation) -> dict[str, Any]:
         "git": _git(),
         "model": {
             "name": prepared.config.model.name,
+            "revision": prepared.config.model.revision,
             "path": str(prepared.source.path),
             "model_type": prepared.source.model_type,
             "files": prepared.model_files(),

@@ -27,6 +27,7 @@ from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
 from finetune.workflows.preparation import Preparation, prepare
+from finetune.workflows.pull import OnNotice, bring
 from finetune.workflows.record import run_record
 from finetune.workflows.results import Finisher
 from finetune.workflows.resuming import StartingPoint, find_starting_point, refuse_changes, rewind
@@ -67,6 +68,7 @@ def train(
     settings = plain(loaded)
     directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
     check_new(directory)
+    loaded = bring(loaded, _said_by(listeners))
     prepared = prepare(loaded)
     with _open_session(prepared) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))
@@ -103,6 +105,7 @@ def _loaded(
 
 def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
     paths, chosen = locate(resume)
+    loaded = bring(loaded, _said_by(listeners))
     prepared = prepare(loaded)
     warnings = refuse_changes(paths, prepared)
     with held(paths), _open_session(prepared) as session:
@@ -115,6 +118,11 @@ def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[L
             *(Notice(level="warning", message=message) for message in warnings),
         ]
         return _Run(paths, prepared, session, listeners).go(start, notices=notices)
+
+
+def _said_by(listeners: Sequence[Listener]) -> OnNotice:
+    """Tells the listeners what happens before the run has a directory to log in."""
+    return lambda message: Broadcast(listeners)(Notice(level="info", message=message))
 
 
 @contextmanager

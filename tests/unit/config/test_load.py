@@ -140,9 +140,10 @@ def test_every_problem_of_every_layer_is_reported_at_once(tmp_path: Path) -> Non
 
     assert found == [
         "model.name: missing. Give it in the file, or with --set model.name=... "
-        "(a local directory, the name of a cached model, or `demo`).",
+        "(a local directory, the name of a model on the hub, or `demo`).",
         "data.train_file: missing. Give it in the file, or with --set data.train_file=... "
-        "(file, directory, or list of files with weights).",
+        "(file, directory, "
+        "hf://datasets/owner/name[@revision][/path], or a list of them with weights).",
         "profile poetry: there is no such profile. Choose one of chat, code, domain, instruction, quick.",
         "model.nam (line 2): unknown key. Did you mean model.name?",
         "training.batch_size = 0 (line 4): must be greater than 0.",

@@ -8,7 +8,7 @@ import pytest
 from tests.support.model_files import shard_model, write_model
 
 from finetune.core.errors import ModelError
-from finetune.models import cache
+from finetune.hub import cache
 from finetune.models.source import resolve_model
 
 
@@ -78,7 +78,7 @@ def test_a_name_that_is_nowhere_is_answered_with_near_ones_and_how_to_get_it(hub
     write_model(tmp_path / "llama")
 
     assert (
-        "Did you mean some-org/tiny? Nothing is downloaded by itself: run `hf download some-org/tinny` once"
+        "Did you mean some-org/tiny? Run `ft models pull some-org/tinny` once, or give the path of a directory."
         in refusal("some-org/tinny")
     )
     assert refusal(tmp_path / "lama") == f"There is no model directory {tmp_path}/lama. Did you mean {tmp_path}/llama?"
