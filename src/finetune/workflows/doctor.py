@@ -1,6 +1,5 @@
 """Look at this machine: what is installed, what it can hold, what is missing, and what to do about it."""
 
-import os
 import platform
 import shutil
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from finetune import __version__
 from finetune.config.schema import ModelConfig
+from finetune.core import machine
 from finetune.core.errors import FinetuneError
 from finetune.core.types import Dtype
 from finetune.engines.registry import (
@@ -65,13 +65,13 @@ def examine(directory: Path = Path()) -> Diagnosis:
         finetune=__version__,
         python=_python(problems),
         platform=platform.platform(terse=True),
-        cpu={"architecture": platform.machine(), "cores": usable_cores()},
+        cpu={"architecture": platform.machine(), "cores": machine.usable_cores()},
         memory=_memory(advice),
         disk=_disk(directory, advice),
         libraries=_libraries(problems, advice),
         engine=asdict(choose(ANY_MODEL)),
         engines=_engines(problems, advice),
-        hugging_face=_hugging_face(),
+        hugging_face=_hugging_face(advice),
         problems=problems,
         advice=advice,
     )
@@ -83,36 +83,14 @@ def _python(problems: list[str]) -> str:
     return platform.python_version()
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: affinity, and the quota of a container."""
-    if sys.platform.startswith("linux"):
-        cores = len(os.sched_getaffinity(0))
-        quota = _cgroup("cpu.max")
-        parts = quota.split() if quota else []
-        if len(parts) == 2 and parts[0].isdigit() and int(parts[1]):
-            cores = min(cores, max(1, int(parts[0]) // int(parts[1])))
-        return cores
-    return os.cpu_count() or 1
-
-
-def _cgroup(name: str) -> str | None:
-    """A limit that a container (cgroup v2) sets for this process; None where there is none."""
-    try:
-        return (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-
-
 def _memory(advice: list[str]) -> dict[str, Any]:
     import psutil
 
-    found = psutil.virtual_memory()
-    limit = _cgroup("memory.max") or _cgroup("memory/memory.limit_in_bytes")
-    container = int(limit) if limit and limit.isdigit() and int(limit) < found.total else None
-    usable = min(found.available, container or found.available)
-    if usable < LITTLE_MEMORY:
-        advice.append(f"Only {usable / 1e9:.1f} GB of memory are free: close other programs, or choose a small model.")
-    return {"total_bytes": found.total, "available_bytes": found.available, "container_limit_bytes": container}
+    free, limit = machine.free_memory(), machine.memory_limit()
+    if free < LITTLE_MEMORY:
+        advice.append(f"Only {free / 1e9:.1f} GB of memory are free: close other programs, or choose a small model.")
+    total = psutil.virtual_memory().total
+    return {"total_bytes": total, "available_bytes": free, "container_limit_bytes": limit}
 
 
 def _disk(directory: Path, advice: list[str]) -> dict[str, Any]:
@@ -174,13 +152,23 @@ def _engine(name: EngineName) -> dict[str, Any]:
         return {"name": name, "available": False, "error": f"The {name} engine does not start: {said}"}
 
 
-def _hugging_face() -> dict[str, Any]:
-    from huggingface_hub import constants
+def _hugging_face(advice: list[str]) -> dict[str, Any]:
+    from huggingface_hub import constants, get_token
 
-    from finetune.models import cache
+    from finetune.hub import cache, client
 
+    offline = bool(constants.HF_HUB_OFFLINE)
+    reachable = None if offline else client.is_reachable()
+    if reachable is False:
+        advice.append(
+            f"{client.endpoint()} cannot be reached: models can be tuned from the cache and from directories only. "
+            "Behind a proxy set HTTPS_PROXY; for a mirror set HF_ENDPOINT."
+        )
     return {
         "cache": str(cache.location()),
         "models": len(cache.model_names()),
-        "offline": bool(constants.HF_HUB_OFFLINE),
+        "endpoint": client.endpoint(),
+        "offline": offline,
+        "reachable": reachable,
+        "token": get_token() is not None,
     }

@@ -9,11 +9,14 @@ import pytest
 
 from finetune.cli import main
 from finetune.config.schema import ModelConfig
+from finetune.core import machine
 from finetune.core.errors import UsageError
 from finetune.core.types import Dtype
 from finetune.engines.base import EngineInfo
 from finetune.engines.registry import EngineChoice
-from finetune.workflows import doctor
+from finetune.hub import client
+from finetune.workflows import doctor, self_test
+from finetune.workflows.self_test import Promise
 
 Captured = pytest.CaptureFixture[str]
 
@@ -49,6 +52,11 @@ def engines_are(monkeypatch: pytest.MonkeyPatch, **engines: StandIn | Exception)
     monkeypatch.setattr(doctor, "is_installed", lambda name: name in engines)
     monkeypatch.setattr(doctor, "load_engine", load)
     monkeypatch.setattr(doctor, "choose", lambda _: EngineChoice(first, "auto: the faster one here"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "is_reachable", lambda: True)
 
 
 MLX = StandIn(EngineInfo("mlx", "0.0.1", "cpu", {"blas": "reference"}, advice=("Install OpenBLAS: apt install x",)))
@@ -133,9 +141,9 @@ def test_a_missing_library_is_a_problem_and_a_missing_extra_is_advice(monkeypatc
 def test_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
     engines_are(monkeypatch, mlx=MLX)
     limits = {"memory.max": "1000000000", "cpu.max": "100000 100000"}
-    monkeypatch.setattr(doctor, "_cgroup", limits.get)
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    monkeypatch.setattr(machine, "cgroup", limits.get)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(machine.sys, "platform", "linux")
 
     found = doctor.examine()
 
@@ -149,3 +157,35 @@ def test_little_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9, total=2e9))
 
     assert any("Only 1.0 GB are free on this disk" in sentence for sentence in doctor.examine(tmp_path).advice)
+
+
+def test_a_hub_that_cannot_be_reached_is_advice(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    engines_are(monkeypatch, mlx=MLX)
+    monkeypatch.setattr(client, "is_reachable", lambda: False)
+
+    assert main.run(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be reached, with" in shown
+    assert "models can be tuned from the cache and from directories only" in shown
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "said"), [(True, 0, "All 1 promises are kept"), (False, 1, "1 of 1 promises")]
+)
+def test_a_broken_promise_is_told_and_leaves_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, kept: bool, code: int, said: str
+) -> None:
+    engines_are(monkeypatch, mlx=MLX)
+    promise = Promise("it counts", "mlx", kept, "2 + 2 = 4", 0.1)
+
+    def tried(on_promise: Any) -> list[Promise]:
+        on_promise(promise)
+        return [promise]
+
+    monkeypatch.setattr(self_test, "self_test", tried)
+    assert main.run(["doctor", "--self-test"]) == code
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "mlx: it counts" in shown
+    assert main.run(["doctor", "--self-test", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["self_test"][0]["kept"] is kept
