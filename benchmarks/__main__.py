@@ -1,7 +1,7 @@
 """`make bench`, or `python -m benchmarks speed|scaling|report`: measure, and write docs/performance.md's figures.
 
 Without a word it does all three. Close other programs first: a busy machine measures its other work. All of it
-takes about two hours on two cores; `--match mlx-nano30 --rounds 1` is a few minutes.
+takes about an hour on two cores; `--match mlx-nano30 --rounds 1` is a few minutes.
 """
 
 import argparse

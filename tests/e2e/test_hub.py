@@ -259,6 +259,16 @@ def test_an_address_that_means_nothing_is_explained(run: Run, rows: Repository, 
     assert said in refused(run("dataset", "pull", address))
 
 
+def test_commands_that_do_not_pull_say_how(run: Run, hub: Hub, tmp_path: Path) -> None:
+    address, config = f"hf://datasets/{DATA}", tmp_path / "run.yml"
+    config.write_text(f"model: {{name: demo}}\ndata: {{train_file: '{address}'}}\n", encoding="utf-8")
+    for command in (("dataset", "info", address), ("train", "validate", config)):
+        assert f"run `ft dataset pull {address}`" in refused(run(*command))
+    config.write_text(f"model: {{name: {NAME}}}\ndata: {{train_file: x.jsonl}}\n", encoding="utf-8")
+    assert f"Run `ft models pull {NAME}` once" in refused(run("train", "validate", config))
+    assert hub.requests == []
+
+
 def test_a_run_takes_its_rows_from_the_hub(run: Run, rows: Repository, tmp_path: Path) -> None:
     options = ("--model", "demo", "--data", f"hf://datasets/{DATA}", "--set", "training.max_steps=1")
     ran = run("train", *options, "--set", f"output.output_dir={tmp_path / 'run'}")

@@ -131,6 +131,12 @@ def _is_data(file: Path) -> bool:
 def _missing(path: Path) -> str:
     import difflib
 
+    if path.parts[:1] == ("hf:",):  # a Path makes one slash of two
+        address = f"hf://{'/'.join(path.parts[1:])}"
+        return (
+            f"{address} is on the hub. `ft train` downloads it by itself; to look at it before, run "
+            f"`ft dataset pull {address}` and give the files that it names."
+        )
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: there is no such file, and no directory {folder}."

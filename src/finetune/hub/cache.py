@@ -33,19 +33,6 @@ def find_file(kind: Kind, name: str, file: str, revision: str | None = None) -> 
     return Path(found) if isinstance(found, str) else None
 
 
-def find_commit(kind: Kind, name: str, revision: str | None = None) -> Path | None:
-    """The directory of a repository at a revision; None where nothing of it is in the cache. Files may lack in it."""
-    repository = location() / f"{kind}s--{name.replace('/', '--')}"
-    wanted = revision or "main"
-    reference = repository / "refs" / wanted
-    try:
-        commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else wanted
-    except (OSError, ValueError):
-        return None
-    directory = repository / "snapshots" / commit
-    return directory if directory.is_dir() and commit else None
-
-
 def find_snapshot(name: str, revision: str | None = None) -> Path | None:
     """The cached directory of a model at a revision; None where it is not in the cache. Files may lack in it."""
     config = find_file("model", name, "config.json", revision)
