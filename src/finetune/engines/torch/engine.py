@@ -67,6 +67,7 @@ class TorchEngine:
                 trainable = LoraTrainable(base, lora, init, use_dora=training.method == "dora")
             if training.gradient_checkpointing:
                 checkpoint_layers(trainable.base.model)
+                compat.return_large_blocks()
             return TorchTrainSession(trainable, training)
 
     def open_inference(
