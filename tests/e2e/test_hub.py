@@ -217,6 +217,9 @@ def test_a_run_pulls_its_base_and_goes_on_without_the_hub(run: Run, hub: Hub, tm
     again = run("train", "--config", tmp_path / "one" / "config.yml", "--set", f"output.output_dir={tmp_path / 'two'}")
     assert again.code == 0, again.err
     assert hub.requests == []
+    elsewhere = ("--set", f"model.name={DEMO_DIRECTORY}", "--set", "model.revision=null")
+    moved = run("train", "--resume", tmp_path / "one", *elsewhere, HF_HUB_OFFLINE="1")
+    assert moved.code == 0, moved.err  # the same files, so the same steps
     answer = run("generate", "--model", tmp_path / "two", "--prompt", "One?", HF_HUB_OFFLINE="1")
     assert answer.code == 0, answer.err
 

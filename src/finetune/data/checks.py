@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,12 @@ def prompt_key(example: Example) -> str:
     """Equal for rows with the same request: everything in front of the first answer, or the whole of a text."""
     if example.text is not None:
         return _digest(example.text)
-    opening: list[Message] = []
-    for message in example.messages:
-        if message.role == "assistant":
-            break
-        opening.append(message)
-    return _digest([(message.role, message.content.strip()) for message in opening])
+    return _digest([(message.role, message.content.strip()) for message in opening(example)])
+
+
+def opening(example: Example) -> list[Message]:
+    """The messages in front of the first answer."""
+    return list(takewhile(lambda message: message.role != "assistant", example.messages))
 
 
 def _digest(content: Any) -> str:

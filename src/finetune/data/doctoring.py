@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from finetune.data.checks import conflicting_prompts, prompt_key, repeated, row_key
+from finetune.data.checks import conflicting_prompts, opening, prompt_key, repeated, row_key
 from finetune.data.near import near_groups
 from finetune.data.rows import Example
 from finetune.data.templates import Template, TemplateError
@@ -121,9 +121,7 @@ def _opening(example: Example) -> str:
     """What `prompt_key` compares: everything in front of the first answer, or a text."""
     if example.text is not None:
         return example.text
-    roles = [message.role for message in example.messages]
-    first = roles.index("assistant") if "assistant" in roles else len(roles)
-    return "\n".join(message.content for message in example.messages[:first])
+    return "\n".join(message.content for message in opening(example))
 
 
 def _whole_request(example: Example) -> str:

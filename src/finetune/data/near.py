@@ -23,12 +23,12 @@ _PRIME = np.uint64(4_294_967_311)  # the first above 2^32
 _DRAWN = np.random.default_rng(0).integers(1, 2**31, size=(2, _BANDS * _VALUES)).astype(np.uint64)
 
 
-def near_groups(texts: Sequence[str], similarity: float = SIMILARITY) -> list[list[int]]:
-    """Positions of texts that are at least so similar to another of their group; texts without a word are left out."""
+def near_groups(texts: Sequence[str]) -> list[list[int]]:
+    """Positions of texts that are at least SIMILARITY to another of their group; texts without a word are left out."""
     runs = [_runs(text) for text in texts]
     found = _Groups(len(texts))
     for first, second in _candidates(runs):
-        if not found.together(first, second) and _jaccard(runs[first], runs[second]) >= similarity:
+        if not found.together(first, second) and _jaccard(runs[first], runs[second]) >= SIMILARITY:
             found.join(first, second)
     return found.of_several()
 

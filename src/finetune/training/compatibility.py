@@ -17,6 +17,7 @@ STOPPING = "when to stop, not how a step is done"
 # rows (model.backend, model.dtype, training.packing): they change no more than rounding, but resuming promises bits.
 MAY_CHANGE: Mapping[str, str] = {
     "model.name": BY_CONTENT,
+    "model.revision": BY_CONTENT,
     "model.device": "where steps are computed; another one is warned of, because the last bits may differ",
     "lora.init_from": BY_CONTENT,
     "data.train_file": BY_CONTENT,

@@ -55,7 +55,7 @@ def test_groups_are_those_of_comparing_all_pairs(seed: int) -> None:
     texts = variants(60, seed)
     pairs = by_brute_force(texts, 0.8)
     assert len(pairs) > 50
-    assert near_groups(texts, 0.8) == connected(pairs)
+    assert near_groups(texts) == connected(pairs)
 
 
 @pytest.mark.parametrize(
