@@ -23,10 +23,13 @@ KNOWN: Mapping[str, str] = {
     "06529c260ddd6c494b0f9c4d3bce63a02f7c2b9f5849056a561590a5b16ee233": "tekken",  # Mistral NeMo and later
     "50bc4287ccf8ef878709d8b85b902e41ae1a78448a7d2ce0c401ceab5c97bc65": "smollm",  # SmolLM, SmolLM2
 }
+_ANY = "gpt-2"
 
 
 def name_of_splitting(document: Mapping[str, Any], split: Callable[[str], Sequence[str]]) -> str:
     """llama.cpp's name for a tokenizer's splitting. Raises ModelError, with the rules, for an unknown one."""
+    if not document["model"]["merges"]:
+        return _ANY  # nothing is merged, so every splitting gives the same tokens
     key = fingerprint(split(PROBE), takes_whole=bool(document["model"].get("ignore_merges")))
     if key not in KNOWN:
         rules = json.dumps(document.get("pre_tokenizer"), ensure_ascii=False)
