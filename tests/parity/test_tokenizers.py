@@ -113,7 +113,7 @@ def test_a_broken_tokenizer_directory_is_refused_by_name(tmp_path: Path):
 def test_an_answer_streamed_token_by_token_adds_up_to_its_text(tokenizers, name):
     tokenizer = tokenizers[name]
     prompt = tokenizer.prompt_ids("The prompt:")
-    text = " e\u0301\u0323 \U0001f469\u200d\U0001f469\u200d\U0001f467 \u0928\u092e\u0938\u094d\u0924\u0947 \U0001d54f\n\tfin"
+    text = " e\u0301\u0323 \U0001f469\u200d\U0001f469\u200d\U0001f467 \u0928\u092e\u0938\u094d\u0924\u0947 \U0001d54f\n"
     ids = [*prompt, *tokenizer.prompt_ids("The prompt:" + text)[len(prompt) :]]
     answer = AnswerText(tokenizer, prompt)
 
