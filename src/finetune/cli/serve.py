@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -91,19 +92,9 @@ def serve(
     """
     from finetune.workflows import serve as workflow
 
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        api_keys=gathered_keys(api_key or [], api_key_file),
-        allowed_origins=tuple(allow_origin or ()),
-        adapter_root=root_of_loading(allow_adapter_loading, adapter_root),
-        max_batch=max_batch,
-        max_queue=max_queue,
-        max_body=max_body,
-        max_tokens=max_tokens,
-        timeout=timeout,
-        grace=grace,
-    )
+    settings = ServerSettings(host=host, port=port, timeout=timeout, grace=grace)
+    settings = replace(settings, max_batch=max_batch, max_queue=max_queue, max_body=max_body, max_tokens=max_tokens)
+    keys, root = gathered_keys(api_key or [], api_key_file), root_of_loading(allow_adapter_loading, adapter_root)
     log_to_standard_error()
     workflow.serve(
         model,
@@ -113,7 +104,7 @@ def serve(
         backend=backend,
         device=device,
         template=template,
-        settings=settings,
+        settings=replace(settings, api_keys=keys, adapter_root=root, allowed_origins=tuple(allow_origin or ())),
         on_notice=note,
     )
 
