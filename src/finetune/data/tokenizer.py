@@ -5,7 +5,6 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 from finetune.core.types import IntArray
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -188,8 +188,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Copy the file again from where the model is.") from error
     return content if isinstance(content, dict) else {}
 
