@@ -100,6 +100,11 @@ class TextTokenizer:
         """sha256 of the vocabulary and its rules."""
         return hashlib.sha256(self._backend.to_str().encode("utf-8")).hexdigest()
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that it can make; -1 without any."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def _id(self, token: str | None) -> int | None:
         found = None if not token else self._backend.token_to_id(token)
         return None if found is None else int(found)
@@ -110,7 +115,10 @@ class TextTokenizer:
 
 
 def _arrays(encoding: Any) -> tuple[IntArray, IntArray]:
-    ids = np.array(encoding.ids, dtype=np.int32)
+    try:
+        ids = np.array(encoding.ids, dtype=np.int32)
+    except OverflowError:
+        raise ModelError(f"The tokenizer makes token {max(encoding.ids)}, which no model has. Copy it again.") from None
     offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
     if len(ids):
         # Some tokenizers trim spaces from the ranges: a gap belongs to the token that follows it.

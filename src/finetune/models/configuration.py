@@ -6,7 +6,7 @@ with an error of their own. Every problem is said at once, before anything is bu
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,19 @@ _LIMITS: Mapping[str, int] = {
     **dict.fromkeys(("vocab_size", "padded_vocab_size", "n_vocab"), 100_000_000),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 100_000),
 }
-_OBJECTS = ("text_config", "quantization", "quantization_config", "rope_parameters", "rope_scaling")
-_FRACTIONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "initializer_range", "rope_theta")
+_OBJECTS = frozenset(("text_config", "quantization", "quantization_config", "rope_parameters", "rope_scaling"))
+_FRACTIONS = frozenset(
+    ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "initializer_range", "rope_theta")
+)
+_ACTIVATIONS = frozenset(("hidden_act", "hidden_activation", "activation_function"))
+# Those that transformers knows; mlx-lm takes no notice of the name.
+_KNOWN_ACTIVATIONS = frozenset(
+    {
+        *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "laplace"),
+        *("leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu"),
+        *("swish", "tanh", "xielu"),
+    }
+)
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BITS, _GROUPS = range(2, 9), (16, 32, 64, 128)
 _EXPERTS_MAY_BE_NONE = {"num_local_experts", "num_experts", "n_routed_experts"}
@@ -40,15 +51,13 @@ def require_plausible(file: Path, config: Mapping[str, Any]) -> None:
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     if not _MODEL_TYPE.fullmatch(str(config.get("model_type", "llama"))):
         yield f"model_type is {_shown(config['model_type'])}; it must be a name such as llama"
-    for key, most in _LIMITS.items():
-        if (value := config.get(key)) is not None:
-            yield from _of_count(key, value, most)
-    for key in _FRACTIONS:
-        if (value := config.get(key)) is not None and not _is_number(value):
-            yield f"{key} is {_shown(value)}; it must be a number"
-    for key in _OBJECTS:
-        if (value := config.get(key)) is not None and not isinstance(value, dict):
-            yield f"{key} is {_shown(value)}; it must be an object"
+    given = {key: value for key, value in config.items() if value is not None}
+    for key in given.keys() & _LIMITS.keys():
+        yield from _of_count(key, given[key], _LIMITS[key])
+    for keys, fits, wanted in _KINDS:
+        for key in sorted(given.keys() & keys):
+            if not fits(given[key]):
+                yield f"{key} is {_shown(given[key])}; {wanted}"
     if isinstance(config.get("quantization"), dict):
         yield from _of_quantization(config["quantization"])
 
@@ -77,3 +86,11 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+# Keys, what their values must be, and how that is said.
+_KINDS: tuple[tuple[frozenset[str], Callable[[Any], bool], str], ...] = (
+    (_FRACTIONS, _is_number, "it must be a number"),
+    (_OBJECTS, lambda value: isinstance(value, dict), "it must be an object"),
+    (_ACTIVATIONS, lambda value: str(value) in _KNOWN_ACTIVATIONS, "no activation has that name"),
+)

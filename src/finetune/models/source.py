@@ -14,7 +14,7 @@ from finetune.core.errors import ModelError
 from finetune.core.files import read_json
 from finetune.hub import cache
 from finetune.models.configuration import require_plausible
-from finetune.models.weights import INDEX, read_weights
+from finetune.models.weights import INDEX, read_model_weights
 
 DEMO = "demo"
 DEMO_DIRECTORY = Path(demo.__file__).parent / "model"
@@ -154,7 +154,7 @@ def _has(key: str, content: Any) -> bool:
 
 def _require_weights(path: Path) -> None:
     if (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
-        read_weights(path)
+        read_model_weights(path)
         return
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     others = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter"))
