@@ -98,7 +98,11 @@ class TextTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the vocabulary and its rules."""
-        return hashlib.sha256(self._backend.to_str().encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def to_json(self) -> str:
+        """The vocabulary and its rules, as tokenizer.json has them."""
+        return str(self._backend.to_str())
 
     @cached_property
     def largest_id(self) -> int:
