@@ -5,7 +5,6 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 from finetune.core.types import IntArray
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -113,6 +113,11 @@ class TextTokenizer:
         """The vocabulary and its rules, as tokenizer.json has them."""
         return str(self._backend.to_str())
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that it can make; -1 without any."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def _id(self, token: str | None) -> int | None:
         found = None if not token else self._backend.token_to_id(token)
         return None if found is None else int(found)
@@ -123,7 +128,10 @@ class TextTokenizer:
 
 
 def _arrays(encoding: Any) -> tuple[IntArray, IntArray]:
-    ids = np.array(encoding.ids, dtype=np.int32)
+    try:
+        ids = np.array(encoding.ids, dtype=np.int32)
+    except OverflowError:
+        raise ModelError(f"The tokenizer makes token {max(encoding.ids)}, which no model has. Copy it again.") from None
     offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
     if len(ids):
         # Some tokenizers trim spaces from the ranges: a gap belongs to the token that follows it.
@@ -201,8 +209,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Copy the file again from where the model is.") from error
     return content if isinstance(content, dict) else {}
 
