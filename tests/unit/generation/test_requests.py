@@ -1,18 +1,23 @@
 """Requests through a bigram model: ends, limits, seeds, order."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.fake_inference import BOS, EOS, BigramGenerator, ByteTokenizer, chain, table
 
 from finetune.core.errors import UsageError
 from finetune.core.types import Sampling
 from finetune.generation.requests import (
     TOGETHER,
+    Answer,
     AnswerOptions,
     Prompt,
+    TextPiece,
     TextRequest,
     answer_all,
     check_options,
     fit_to_context,
+    in_order,
     stream,
 )
 
