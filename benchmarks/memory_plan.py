@@ -36,7 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
     },
     "gpt2": {
-        "model_type": "gpt2", "n_embd": 768, "n_layer": 8, "n_head": 12, "n_positions": 2048, "vocab_size": 32768,
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 8, "n_head": 12, "n_positions": 2048, "n_ctx": 2048,
+        "layer_norm_epsilon": 1e-5, "vocab_size": 32768,
     },
 }  # fmt: skip
 

@@ -55,7 +55,7 @@ def planned_run(
         longest=longest,
         trained=max(1, int(tokens * trained_share)),
         recompute=training.gradient_checkpointing,
-        workers=engine.graphs(training),
+        workers=engine.graphs(model, training),
     )
 
 

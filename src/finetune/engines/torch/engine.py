@@ -49,6 +49,9 @@ class TorchEngine:
     def matmul_rate(self, dtype: Dtype) -> float:
         return device.matmul_rate(dtype)
 
+    def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
+        return 1
+
     def open_training(
         self,
         model: Path,
