@@ -86,8 +86,8 @@ def test_log_probabilities_of_tokens_are_those_of_scoring(engine: Engine, llama:
     generator = session.generator()
     generator.add(GenerationRequest(PROMPT, 6))
     events = []
-    while step := generator.step():
-        events += step
+    while generator.busy:
+        events += generator.step()
     row = np.array([*PROMPT, *(event.token for event in events)], np.int32)
     batch: Batch = batch_of([row], prompt=len(PROMPT) - 1)
     expected = session.token_logprobs(batch)[batch.loss_mask]
@@ -111,8 +111,8 @@ def test_stop_tokens_end_a_request_and_are_not_returned(engine: Engine, llama: P
     generator = session.generator()
     generator.add(GenerationRequest(PROMPT, 8, stop_tokens=frozenset({tokens[3]})))
     events = []
-    while step := generator.step():
-        events += step
+    while generator.busy:
+        events += generator.step()
     first = tokens.index(tokens[3])
     assert [event.token for event in events] == [*tokens[:first], None]
     assert events[-1].finish_reason == "stop"
@@ -124,8 +124,8 @@ def test_a_cancelled_request_is_never_mentioned_again(engine: Engine, llama: Pat
     generator.step()
     generator.cancel(dropped)
     seen = []
-    while step := generator.step():
-        seen += [event.request for event in step]
+    while generator.busy:
+        seen += [event.request for event in generator.step()]
     assert seen == [kept] * 3
 
 

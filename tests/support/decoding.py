@@ -8,8 +8,8 @@ def decode(generator: Generator, *requests: GenerationRequest) -> list[list[int]
     """Run the requests together; the tokens of each."""
     ids = [generator.add(request) for request in requests]
     tokens: dict[int, list[int]] = {identifier: [] for identifier in ids}
-    while events := generator.step():
-        for event in events:
+    while generator.busy:
+        for event in generator.step():
             if event.token is not None:
                 tokens[event.request].append(event.token)
     return [tokens[identifier] for identifier in ids]

@@ -104,6 +104,10 @@ class BigramGenerator:
         self.cancelled: list[RequestId] = []
         self.seen: list[GenerationRequest] = []
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._active)
+
     def add(self, request: GenerationRequest) -> RequestId:
         self._next += 1
         self.seen.append(request)

@@ -4,7 +4,7 @@ Everything here is NumPy and plain Python, so that no layer above the engines me
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -84,14 +84,29 @@ class ParameterCount:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy and ignores the rest."""
+    """How the next token is chosen. `temperature` 0 is greedy and ignores top_p, top_k, min_p and the seed."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # of tokens in the prompt or the answer
+    presence_penalty: float = 0.0  # taken from the logits of tokens in the answer
+    frequency_penalty: float = 0.0  # taken from the logits for each time that a token is in the answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     seed: int = 0
+
+
+class TokenConstraint(Protocol):
+    """What an answer may be made of, for one request: a grammar, a schema, a list of words."""
+
+    def allowed(self) -> BoolArray:
+        """[V], True for each token that may come next: at least one, a stop token where the answer may end."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """The answer has grown by this token, one of the allowed ones."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,9 @@ class GenerationRequest:
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: frozenset[int] = frozenset()  # ending ids; never returned
-    adapter: str | None = None  # a name given when the model was opened; None is the base
+    adapter: str | None = None  # the name of a loaded adapter; None is the base
+    top_logprobs: int = 0  # most probable tokens that each event lists
+    constraint: TokenConstraint | None = None
 
 
 RequestId: TypeAlias = int
@@ -110,12 +127,16 @@ RequestId: TypeAlias = int
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One decoded token of one request, or its end (`token` is None when it ended on a stop token)."""
+    """One decoded token of one request, or its end (`token` is None when it ended on a stop token).
+
+    Log-probabilities are in nats, of the model's distribution before penalties, temperature and filters.
+    """
 
     request: RequestId
     token: int | None
     logprob: float
     finish_reason: FinishReason | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability) of the most probable ones, best first
 
 
 @dataclass(frozen=True, slots=True)

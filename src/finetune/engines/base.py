@@ -49,6 +49,11 @@ class PendingStep(Protocol):
 class Generator(Protocol):
     """Decodes any number of requests together. A single prompt, a test set and a server use the same object."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is under way: call `step` for as long as that is so."""
+        ...
+
     def add(self, request: GenerationRequest) -> RequestId:
         """Queue a request; the first token comes with a later `step`."""
         ...
@@ -58,7 +63,7 @@ class Generator(Protocol):
         ...
 
     def step(self) -> Sequence[TokenEvent]:
-        """At most one token for each active request; empty when nothing is left to do."""
+        """At most one token for each active request; empty where prompts alone were read."""
         ...
 
 
@@ -137,7 +142,18 @@ class InferenceSession(Protocol):
         ...
 
     def generator(self) -> Generator:
-        """A decoder over the base and all adapters."""
+        """A decoder over the base and all adapters, also those that are loaded later."""
+        ...
+
+    def load_adapter(self, name: str, directory: Path) -> None:
+        """Put another adapter beside the base; requests under way go on.
+
+        Raises UsageError for a name that is taken, ModelError for files that do not fit; nothing changes then.
+        """
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests under way with it end with its weights; new ones are refused."""
         ...
 
     def close(self) -> None:

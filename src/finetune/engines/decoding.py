@@ -1,6 +1,6 @@
 """What decoding is in every engine: which requests make sense, what is remembered of one, and when it ends."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -27,11 +27,13 @@ def check_request(request: GenerationRequest, vocabulary: int) -> None:
     """Refuse what no model can decode, with a UsageError."""
     if not request.prompt:
         raise UsageError("The prompt has no tokens. Give at least one.")
-    unknown = [token for token in request.prompt if not 0 <= token < vocabulary]
-    if unknown:
-        raise UsageError(
-            f"The prompt has token {unknown[0]}, and the model knows 0 to {vocabulary - 1}. Use its own tokenizer."
-        )
+    biased = [token for token, _ in request.sampling.logit_bias]
+    for name, tokens in (("The prompt", request.prompt), ("logit_bias", biased)):
+        unknown = [token for token in tokens if not 0 <= token < vocabulary]
+        if unknown:
+            raise UsageError(
+                f"{name} has token {unknown[0]}, and the model knows 0 to {vocabulary - 1}. Use its own tokenizer."
+            )
     if request.max_tokens < 1:
         raise UsageError(f"max_tokens = {request.max_tokens}: ask for at least one token.")
 
@@ -43,6 +45,12 @@ def adapter_called(name: str | None, loaded: Mapping[str, Mapping[str, Value]]) 
     if name not in loaded:
         raise UsageError(f"No adapter is called {name!r}. Loaded adapters: {', '.join(loaded) or 'none'}.")
     return loaded[name]
+
+
+def require_free_name(name: str, loaded: Collection[str]) -> None:
+    """Raises UsageError where an adapter of this name is loaded."""
+    if name in loaded:
+        raise UsageError(f"An adapter is called {name!r} already. Unload it first, or choose another name.")
 
 
 def seen_tokens(request: GenerationRequest, vocabulary: int) -> BoolArray | None:
@@ -60,6 +68,9 @@ class ActiveRequests(Generic[State]):
 
     _active: dict[RequestId, State] = field(default_factory=dict)
     _next_id: RequestId = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._active)
 
     def add(self, state: State) -> RequestId:
         """A new number for a request."""

@@ -33,13 +33,19 @@ def adapter_shapes(model: Any, layout: Layout, head: str = "") -> dict[str, Line
 
 def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
     """Insert LoRA layers at `modules` (PEFT names), which add nothing until the slot is filled."""
+    return adapt_more(AdaptableModel(base, LoraSlot(), {}), modules)
+
+
+def adapt_more(adaptable: AdaptableModel, modules: set[str]) -> AdaptableModel:
+    """Insert LoRA layers at those of `modules` that have none."""
+    base, slot = adaptable.base, adaptable.slot
     names = {path: base.layout.adapter_name(path) for path in linear_paths(base.model)}
-    paths = {path: name for path, name in names.items() if name in modules}
-    slot = LoraSlot()
+    new = modules - adaptable.layers.keys()
+    paths = {path: name for path, name in names.items() if name in new}
     layers = insert_lora(base.model, paths, slot)
     if base.split.head.path in paths:  # the head is adapted: only the model itself computes its logits
         base = replace(base, split=unsplit(base.split, base.model))
-    return AdaptableModel(base, slot, layers)
+    return AdaptableModel(base, slot, {**adaptable.layers, **layers})
 
 
 def read_for(model: Any, layout: Layout, directory: Path) -> Adapter:

@@ -10,7 +10,7 @@ from finetune.adapters.adapter import Adapter
 from finetune.adapters.fitting import read_fitting
 from finetune.engines.torch.head import unsplit
 from finetune.engines.torch.loading import BaseModel
-from finetune.engines.torch.lora import LoraSlot, LoraWeights, insert_lora, linear_paths
+from finetune.engines.torch.lora import LoRALinear, LoraSlot, LoraWeights, insert_lora, linear_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,14 @@ class AdaptableModel:
 
 def make_adaptable(base: BaseModel, modules: set[str]) -> AdaptableModel:
     """Insert LoRA layers at `modules`, which add nothing until the slot is filled."""
-    paths = {path: path for path in linear_paths(base.model) if path in modules}
-    slot = LoraSlot()
+    return adapt_more(AdaptableModel(base, LoraSlot()), modules)
+
+
+def adapt_more(adaptable: AdaptableModel, modules: set[str]) -> AdaptableModel:
+    """Insert LoRA layers at those of `modules` that have none."""
+    base, slot = adaptable.base, adaptable.slot
+    adapted = {path for path, module in base.model.named_modules() if isinstance(module, LoRALinear)}
+    paths = {path: path for path in linear_paths(base.model) if path in modules - adapted}
     insert_lora(base.model, paths, slot)
     if base.split.head.path in paths:  # the head is adapted: only the model itself computes its logits
         base = replace(base, split=unsplit(base.model))

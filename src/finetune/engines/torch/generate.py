@@ -35,6 +35,10 @@ class TorchGenerator:
     select: Callable[[str | None], None]
     _requests: ActiveRequests[_Decoding] = field(default_factory=ActiveRequests)
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
     def add(self, request: GenerationRequest) -> RequestId:
         decoding.check_request(request, self.base.vocabulary)
         self.select(request.adapter)  # an unknown name is refused here, not in the middle of decoding

@@ -1,0 +1,45 @@
+"""Which requests are under way together, and whose prompt is read next.
+
+A step reads a bounded number of prompt tokens and then decodes one token of every row, so a long prompt delays the
+others by no more than that bound. Requests are admitted in the order in which they came.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from finetune.core.types import GenerationRequest
+
+
+class Limits(NamedTuple):
+    """What is under way at once."""
+
+    rows: int = 32
+    cache_tokens: int = 1 << 18  # places for keys and values: rows times the longest of them
+
+
+class Share(NamedTuple):
+    """A part of a step's reading: how many tokens of the prompt of which row."""
+
+    row: int
+    tokens: int
+
+
+def fits(request: GenerationRequest, active: Sequence[GenerationRequest], limits: Limits) -> bool:
+    """Whether a request may join those under way; one alone always may."""
+    if not active:
+        return True
+    rows = len(active) + 1
+    longest = max(len(one.prompt) + one.max_tokens for one in (request, *active))
+    return rows <= limits.rows and rows * longest <= limits.cache_tokens
+
+
+def next_share(remaining: Sequence[int], budget: int, *, first: bool) -> Share:
+    """Whose prompt is read next, of unread lengths in the order of arrival, with `budget` tokens left in the step.
+
+    A step first gives half of its tokens to the prompt that came first, so that it ends some time, and then the rest
+    to the shortest, so that it does not wait for a long one.
+    """
+    if first:
+        return Share(0, min(remaining[0], budget if len(remaining) == 1 else max(1, budget // 2)))
+    shortest = min(range(len(remaining)), key=remaining.__getitem__)
+    return Share(shortest, min(remaining[shortest], budget))
