@@ -14,6 +14,7 @@ from finetune.models.source import text_config
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2"})  # unless config.json says otherwise
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "ssm_cfg", "state_size")
 _FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text"})
+_QUERY_NORMS = frozenset({"qwen3", "gemma3", "gemma3_text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,33 @@ class Architecture:
     positions: int  # rows of a learned embedding of positions
     linears: tuple[Linear, ...]  # of one layer
     layer_prefix: str  # the names of layer n begin with this, formatted
+    soft_capped: bool = False  # whether scores of attention are kept within a cap by tanh
+    capped_logits: bool = False  # whether logits are
+
+    @property
+    def norms(self) -> int:
+        """Of a layer, without those of queries and keys: two before products, and in some models two after them."""
+        return 4 if self.model_type in _FOUR_NORMS else 2
+
+    @property
+    def query_norms(self) -> bool:
+        """Whether queries and keys are normed."""
+        return self.model_type in _QUERY_NORMS
+
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are turned by their positions, and no position is learned."""
+        return not self.positions
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether one product gives queries, keys and values."""
+        return self.linears[0].out_features > self.query_width
+
+    @property
+    def gelu(self) -> bool:
+        """Whether the feed-forward part gates with GELU, in place of SiLU."""
+        return self.model_type.startswith("gemma")
 
     @property
     def query_width(self) -> int:
@@ -73,10 +101,9 @@ class Architecture:
     def other_parameters(self) -> int:
         """Embeddings, an untied head, biases and norms."""
         embeddings = (self.vocabulary * (1 if self.tied else 2) + self.positions) * self.width
-        norms = 4 if self.model_type in _FOUR_NORMS else 2
         scales = 2 if self.model_type == "gpt2" else 1  # its norms have biases
-        layer = norms * scales * self.width + sum(linear.out_features for linear in self.linears if linear.bias)
-        layer += 2 * self.head_width if self.model_type in {"qwen3", "gemma3", "gemma3_text"} else 0
+        layer = self.norms * scales * self.width + sum(linear.out_features for linear in self.linears if linear.bias)
+        layer += 2 * self.head_width * self.query_norms
         return embeddings + self.layers * layer + scales * self.width
 
     @property
@@ -123,6 +150,8 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture | None:
         positions=(_number(text, "n_positions", "n_ctx") or 0) if kind == "gpt2" else 0,
         linears=_linears(kind, text, _Widths(width, inner, heads * head_width, kv_heads * head_width)),
         layer_prefix="transformer.h.{}." if kind == "gpt2" else "model.layers.{}.",
+        soft_capped=bool(text.get("attn_logit_softcapping")),
+        capped_logits=bool(text.get("final_logit_softcapping")),
     )
 
 

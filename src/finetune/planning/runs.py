@@ -8,7 +8,7 @@ from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype
 from finetune.engines.base import Engine
 from finetune.models.architecture import Architecture
-from finetune.planning.memory import EngineName, PlannedRun
+from finetune.planning.planned import EngineName, PlannedRun
 
 _BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0}  # of each trained value; adafactor's are few
@@ -55,7 +55,7 @@ def planned_run(
         longest=longest,
         trained=max(1, int(tokens * trained_share)),
         recompute=training.gradient_checkpointing,
-        workers=engine.graphs(model, training),
+        graphs=engine.graphs(model, training),
     )
 
 
