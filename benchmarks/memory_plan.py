@@ -131,7 +131,8 @@ def measure(case: Case) -> dict[str, Any]:
     from finetune.engines.registry import choose_engine
     from finetune.models.architecture import read_architecture
     from finetune.planning.memory import plan_memory
-    from finetune.planning.runs import planned_run
+    from finetune.planning.runs import Surroundings, planned_run
+    from finetune.planning.steps import largest_batch
 
     config = SHAPES[case.model] | {"architectures": ["Any"], "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
     architecture = read_architecture(config)
@@ -144,11 +145,6 @@ def measure(case: Case) -> dict[str, Any]:
     )
     lora = LoraConfig(rank=case.rank)
     engine = choose_engine(model)
-    run = planned_run(
-        architecture, model=model, training=training, lora=lora, engine=engine, dtype=case.dtype,
-        lengths=[case.length + 1] * case.rows, trained_share=1.0,
-    )  # fmt: skip
-    plan = plan_memory(architecture, run)
     row = (
         np.random.default_rng(0)
         .integers(3, architecture.vocabulary, size=(case.rows, case.length + 1))
@@ -157,6 +153,11 @@ def measure(case: Case) -> dict[str, Any]:
     shape = (case.rows, case.length)
     positions = np.tile(np.arange(case.length, dtype=np.int32), (case.rows, 1))
     batch = Batch(row[:, :-1], row[:, 1:], np.ones(shape, np.bool_), positions, np.ones(shape, np.int32))
+    run = planned_run(
+        architecture, largest_batch([batch]), Surroundings(case.dtype, on_cpu=True), model=model, training=training,
+        lora=lora, engine=engine.name, graphs=engine.graphs(model, training),
+    )  # fmt: skip
+    plan = plan_memory(architecture, run)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         session = engine.open_training(

@@ -39,8 +39,8 @@ def test_rows_steps_and_memory_are_counted(config: Path) -> None:
     assert (found["train_rows"], found["validation_rows"]) == (18, 2)
     # 18 rows in steps of 4 are 5 steps, the last of 2 rows; two epochs are 10.
     assert (found["steps_per_epoch"], found["steps"]) == (5, 10)
-    # Rank 2 on the one linear module [6, 4]; the base has 60 parameters of 4 bytes.
-    assert (found["trainable_parameters"], found["memory_bytes"] - found["trainable_parameters"] * 16) == (20, 240)
+    assert found["trainable_parameters"] == 20  # rank 2 on the one linear module [6, 4]
+    assert found["memory"]["predicted_bytes"] is None  # this config.json gives no sizes
     assert found["sources"]["lora.rank"] == "run.yml:4"
 
 

@@ -199,6 +199,10 @@ class Engine(Protocol):
         """How many parts of a step are computed side by side, each with activations of its own."""
         ...
 
+    def free_memory(self, model: ModelConfig) -> int:
+        """Bytes that arrays could still take where `model.device` computes."""
+        ...
+
     def open_training(
         self,
         model: Path,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from finetune.models.info import quantization_of
 from finetune.models.source import text_config
 
 _TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2"})  # unless config.json says otherwise
@@ -51,6 +52,7 @@ class Architecture:
     layer_prefix: str  # the names of layer n begin with this, formatted
     soft_capped: bool = False  # whether scores of attention are kept within a cap by tanh
     capped_logits: bool = False  # whether logits are
+    stored_bits: int | None = None  # of files that MLX has quantised, with their embeddings
 
     @property
     def norms(self) -> int:
@@ -152,6 +154,7 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture | None:
         layer_prefix="transformer.h.{}." if kind == "gpt2" else "model.layers.{}.",
         soft_capped=bool(text.get("attn_logit_softcapping")),
         capped_logits=bool(text.get("final_logit_softcapping")),
+        stored_bits=quantization_of(config)[1],
     )
 
 

@@ -8,7 +8,7 @@ from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
 LIBRARIES = 300 * 2**20  # of a process that has loaded a model of no size
-MODEL_CLASSES = 20 * 2**20  # of those, what is imported with the model
+MODEL_CLASSES = 40 * 2**20  # of those, what is imported with the model and at the first step
 _LOGITS = 1 << 22  # values that go through the loss together
 _FEWEST_ROWS = 64
 _LOSS_COPIES = 6  # of them: logits, their distances from the largest, what exp is made of, and its result
@@ -20,17 +20,15 @@ _KEPT_DOCUMENT = 512  # tokens of a document up to which it keeps its weights
 
 
 def kept(model: Architecture, run: PlannedRun) -> Kept:
-    """By each layer, and what passes: gradients in a layer's loops over the feed-forward part and hidden states.
-
-    Two sums and what two norms give; norms after products keep what they read. Without those, one hidden state more
-    stays in memory than gradients need.
-    """
-    narrow = (6 if model.norms == 4 else 5) * model.width + _attention(model, run) + run.ranks
+    """By each layer: two sums, what two norms give, and what norms after products read."""
+    narrow = (2 + model.norms) * model.width + _attention(model, run) + run.ranks
+    if model.gated and model.norms == 2:
+        narrow += model.width  # measured: one hidden state more than gradients need
     if model.query_norms:
         narrow += model.query_width + model.kv_width
     if run.method == "dora":
         narrow += sum(linear.out_features for linear in model.linears)
-    return Kept(_feed_forward(model, run), narrow, _passing(model))
+    return Kept(_feed_forward(model, run), narrow, _passing(model, run))
 
 
 def _feed_forward(model: Architecture, run: PlannedRun) -> int:
@@ -57,15 +55,19 @@ def _seen(longest: int) -> float:
     return min(longest, (longest + _BLOCK) / 2)
 
 
-def _passing(model: Architecture) -> float:
+def _passing(model: Architecture, run: PlannedRun) -> float:
+    """Gradients on their way through a layer's loops over the feed-forward part, attention, and hidden states."""
+    scores = 3 * model.heads * run.longest if model.soft_capped else 0
     loops = 1 if model.gelu or not model.gated else 6  # arrays of SwiGLU's gradient, with exp in two loops
-    return loops * model.inner + 6 * model.width + model.query_width + model.kv_width
+    return loops * model.inner + 6 * model.width + model.query_width + model.kv_width + scores
 
 
 def weights(model: Architecture, run: PlannedRun) -> int:
     """The base. In float32 full tuning works on it in place."""
     if run.bits is None:
         return model.parameters * run.value_bytes
+    if model.stored_bits is not None:  # files that hold embeddings like that, too, with scales in 16 bits
+        return int(model.parameters * (run.bits / 8 + 4 / _GROUP))
     packed = model.linear_weights * (run.bits / 8 + 2 * run.value_bytes / _GROUP)
     return int(packed) + model.other_parameters * run.value_bytes
 

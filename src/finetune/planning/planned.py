@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-EngineName = Literal["mlx", "pytorch"]
+from finetune.engines.registry import EngineName
 
 FLOAT32 = 4
 

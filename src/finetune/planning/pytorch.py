@@ -8,7 +8,7 @@ from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
 LIBRARIES = 360 * 2**20  # of a process that has loaded a model of no size
-MODEL_CLASSES = 40 * 2**20  # of those, what is imported with the model
+MODEL_CLASSES = 90 * 2**20  # of those, what is imported with the model and at the first step
 _LOGITS = 7 << 20  # values that go through the loss together
 _FEWEST_ROWS = 64
 _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, themselves in 8 bits

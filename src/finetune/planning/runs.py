@@ -1,16 +1,17 @@
 """What the memory of a run depends on, read off its configuration."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from finetune.adapters.targets import LinearShape, choose_ranks
 from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype
-from finetune.engines.base import Engine
+from finetune.engines.registry import EngineName
 from finetune.models.architecture import Architecture
-from finetune.planning.planned import EngineName, PlannedRun
+from finetune.planning.planned import PlannedRun
+from finetune.planning.steps import BatchSize
 
-_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+VALUE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "adafactor": 0}  # of each trained value; adafactor's are few
 
 
@@ -21,41 +22,47 @@ class AdapterCount(NamedTuple):
     ranks: int  # of one layer's modules, added up
 
 
+class Surroundings(NamedTuple):
+    """Where a run is computed."""
+
+    dtype: Dtype
+    on_cpu: bool
+    spares: bool = False  # whether `Engine.spare_memory` is asked for
+    resident: int = 0  # bytes that the process holds before the model is loaded; 0: not known
+
+
 def planned_run(
     architecture: Architecture,
+    batch: BatchSize,
+    where: Surroundings,
     *,
     model: ModelConfig,
     training: TrainingConfig,
     lora: LoraConfig,
-    engine: Engine,
-    dtype: Dtype,
-    lengths: Sequence[int],
-    trained_share: float,
+    engine: EngineName,
+    graphs: int = 1,
 ) -> PlannedRun:
-    """The largest micro-batch that rows of these lengths (in tokens) can make, and what stands around it.
-
-    `trained_share` is the share of tokens that are trained on. Raises ConfigError for targets that match nothing.
-    """
-    longest = max(lengths) - 1  # the last token of a row is a target only
+    """Raises ConfigError for targets that match nothing."""
     none = AdapterCount(0, 0)
-    adapters = (
-        none if training.method == "full" else count_adapters(architecture, lora, use_dora=training.method == "dora")
-    )
-    rows = sorted((length - 1 for length in lengths), reverse=True)[: training.batch_size]
-    tokens = min(sum(rows), max(training.max_batch_tokens or sum(rows), longest))
+    dora = training.method == "dora"
+    adapters = none if training.method == "full" else count_adapters(architecture, lora, use_dora=dora)
+    apart = engine == "mlx" and (architecture.soft_capped or not where.on_cpu)  # rows side by side, padded
     return PlannedRun(
-        engine=cast(EngineName, engine.name),
+        engine=engine,
         method=training.method,
-        value_bytes=_BYTES[dtype],
-        bits=None if model.quantization is None else int(model.quantization[0]),
+        value_bytes=VALUE_BYTES[where.dtype],
+        bits=architecture.stored_bits or (None if model.quantization is None else int(model.quantization[0])),
         adapter_parameters=adapters.parameters,
         ranks=adapters.ranks,
         moments=_MOMENTS[training.optimizer],
-        tokens=tokens,
-        longest=longest,
-        trained=max(1, int(tokens * trained_share)),
+        tokens=max(batch.padded if apart else batch.tokens, graphs * batch.longest),  # a graph has a whole document
+        longest=batch.longest,
+        trained=batch.trained,
         recompute=training.gradient_checkpointing,
-        graphs=engine.graphs(model, training),
+        graphs=graphs,
+        on_cpu=where.on_cpu,
+        returns_memory=where.spares or training.gradient_checkpointing or model.quantization is not None,
+        resident=where.resident,
     )
 
 

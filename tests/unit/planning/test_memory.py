@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune.engines.registry import EngineName
 from finetune.models.architecture import Architecture, read_architecture
-from finetune.planning.memory import PlannedRun, plan_memory
+from finetune.planning.memory import plan_memory
+from finetune.planning.planned import PlannedRun
 
 SMALL = {
     "model_type": "llama",
@@ -52,19 +54,23 @@ def test_adapters_need_weights_gradients_and_two_moments(small: Architecture) ->
     assert plan.total == plan.libraries + plan.arrays
 
 
-def test_activations_grow_with_tokens_and_shrink_with_recomputation(small: Architecture) -> None:
-    once = plan_memory(small, RUN).activations
-    assert plan_memory(small, replace(RUN, tokens=8_000)).activations == pytest.approx(2 * once, rel=0.02)
-    assert plan_memory(small, replace(RUN, recompute=True)).activations < 0.4 * once
-    assert plan_memory(small, replace(RUN, value_bytes=2)).activations == pytest.approx(once / 2)
+@pytest.mark.parametrize("engine", ["mlx", "pytorch"])
+def test_activations_grow_with_tokens_and_shrink_with_recomputation(small: Architecture, engine: EngineName) -> None:
+    run = replace(RUN, engine=engine)
+    once = plan_memory(small, run).activations
+    assert plan_memory(small, replace(run, tokens=8_000)).activations == pytest.approx(
+        2 * once, rel=0.1
+    )  # the moment of the peak moves
+    assert plan_memory(small, replace(run, recompute=True)).activations < 0.5 * once
 
 
 @pytest.mark.parametrize("engine", ["mlx", "pytorch"])
-def test_a_quantised_base_shrinks_to_its_bits_and_scales(small: Architecture, engine: str) -> None:
-    run = replace(RUN, engine=engine, value_bytes=2)  # type: ignore[arg-type]
+def test_a_quantised_base_shrinks_to_its_bits_and_scales(small: Architecture, engine: EngineName) -> None:
+    run = replace(RUN, engine=engine, value_bytes=2)
     linear = small.linear_weights
     saved = plan_memory(small, run).weights - plan_memory(small, replace(run, bits=4)).weights
-    assert saved == pytest.approx(linear * (2 - 0.5 - 4 / 64))
+    scales = {"mlx": 4 / 64, "pytorch": 1 / 64 + 4 / (64 * 256)}[engine]  # bytes a weight
+    assert saved == pytest.approx(linear * (2 - 0.5 - scales))
 
 
 def test_logits_are_those_of_a_chunk_whatever_the_rows(small: Architecture) -> None:
@@ -74,9 +80,22 @@ def test_logits_are_those_of_a_chunk_whatever_the_rows(small: Architecture) -> N
     assert plan_memory(small, replace(RUN, trained=10)).logits < plan.logits / 10
 
 
-def test_full_fine_tuning_needs_sixteen_bytes_a_parameter_in_float32_on_mlx(small: Architecture) -> None:
-    plan = plan_memory(small, replace(RUN, method="full", adapter_parameters=0, ranks=0))
-    assert plan.weights + plan.trained + plan.optimizer == 16 * small.parameters
+@pytest.mark.parametrize("engine", ["mlx", "pytorch"])
+@pytest.mark.parametrize(("value_bytes", "a_parameter"), [(4, 16), (2, 18)])
+def test_full_fine_tuning_works_on_a_float32_base_in_place(
+    small: Architecture, engine: EngineName, value_bytes: int, a_parameter: int
+) -> None:
+    run = replace(RUN, engine=engine, method="full", adapter_parameters=0, ranks=0, value_bytes=value_bytes)
+    plan = plan_memory(small, run)
+    assert plan.weights + plan.trained + plan.optimizer == a_parameter * small.parameters
+
+
+def test_a_heap_that_gives_memory_back_has_fewer_holes(small: Architecture) -> None:
+    run = replace(RUN, engine="pytorch")  # arrays of 8 and 22 MB
+    held = plan_memory(small, run)
+    assert held.holes > 0.3 * held.activations
+    assert plan_memory(small, replace(run, returns_memory=True)).holes == 0
+    assert plan_memory(small, replace(run, on_cpu=False)).holes == 0
 
 
 @pytest.mark.parametrize(

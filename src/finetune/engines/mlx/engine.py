@@ -49,6 +49,9 @@ class MLXEngine:
     def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
         return useful_workers(training, on_cpu=device.pick_device(model.device) == mx.cpu)
 
+    def free_memory(self, model: ModelConfig) -> int:
+        return device.free_memory(model.device)
+
     def open_training(
         self,
         model: Path,

@@ -52,6 +52,9 @@ class TorchEngine:
     def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
         return 1
 
+    def free_memory(self, model: ModelConfig) -> int:
+        return device.free_memory(device.pick_device(model.device))
+
     def open_training(
         self,
         model: Path,
