@@ -70,6 +70,8 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
     prepared = prepare(loaded)
+    if config.model.init == "pretrained":
+        prepared.engine.module_paths(prepared.source.path)  # refuses files that do not fit their config.json
     trainable, memory = trainable_parameters(prepared), memory_plan(prepared)
     warning = memory_warning(memory, prepared)
     return Validation(loaded, prepared, trainable, memory, (*_advice(prepared), *([warning] if warning else [])))
