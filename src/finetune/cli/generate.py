@@ -71,8 +71,6 @@ def generate(
       ft generate --model outputs/mine --input prompts.jsonl --output answers.jsonl
       cat questions.txt | ft generate --model outputs/mine
     """
-    from finetune.workflows import generate as workflow
-
     options = answers.answer_options(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -83,28 +81,32 @@ def generate(
         stop=stop,
         seed=seed,
     )
+    where: dict[str, Any] = {"model": model, "adapter": adapter, "checkpoint": checkpoint}
+    where |= {"backend": backend, "device": device, "options": options, "template": template, "system": system}
     asked = _file_of_prompts(prompt, input, output)
-    where: dict[str, Any] = {
-        "model": model,
-        "adapter": adapter,
-        "checkpoint": checkpoint,
-        "backend": backend,
-        "device": device,
-        "options": options,
-        "template": template,
-        "system": system,
-        "raw": raw,
-        "on_notice": note,
-    }
     if asked is None:
-        text = sys.stdin.read() if prompt == str(PIPE) else str(prompt)
-        with quiet_output(json):
-            result = workflow.generate(text, on_text=_ignore if json else _show, **where)
-        _end(result, json=json)
-        return
+        _one(str(prompt), {**where, "raw": raw}, json=json)
+    else:
+        _all(asked, output, {**where, "raw": raw}, json=json)
+
+
+def _one(prompt: str, where: dict[str, Any], *, json: bool) -> None:
+    """Answer the prompt of the command line, or the whole of what comes through a pipe."""
+    from finetune.workflows import generate as workflow
+
+    text = sys.stdin.read() if prompt == str(PIPE) else prompt
+    with quiet_output(json):
+        result = workflow.generate(text, on_text=_ignore if json else _show, on_notice=note, **where)
+    _end(result, json=json)
+
+
+def _all(asked: "list[Asked]", output: Path | None, where: dict[str, Any], *, json: bool) -> None:
+    """Answer the prompts of a file."""
+    from finetune.workflows import generate as workflow
+
     with _lines(output, asked, json=json) as lines, quiet_output(json):
-        listeners = {"on_answer": lines.write} if lines else {"on_piece": _show_piece}
-        report = workflow.generate_all(asked, **listeners, **where)
+        listener: dict[str, Any] = {"on_answer": lines.write} if lines else {"on_piece": _show_piece}
+        report = workflow.generate_all(asked, on_notice=note, **listener, **where)
     _end_all(report, json=json and output is not None)
 
 
