@@ -13,9 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from finetune.engines.torch.blocks import Plan, Rule, attend_documents
-from finetune.engines.torch.decoding_rows import DecodingRows, Heads
 from finetune.engines.torch.documents import Documents
 from finetune.engines.torch.products import attend
+from finetune.engines.torch.ragged import Heads, RaggedRows
 
 NAME = "finetune"
 
@@ -43,7 +43,7 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     documents: Documents | None = None,
-    rows: DecodingRows | None = None,
+    rows: RaggedRows | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Queries [B, H, T, D] over keys and values [B, G, S, D] with H a multiple of G: [B, T, H, D], and no weights."""

@@ -4,61 +4,29 @@ Parts of prompts are not read at once but with the next tokens of the rows, in o
 just come costs no pass of its own, and its first token comes out of the pass that reads its prompt.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines import decoding
-from finetune.engines.continuous import CacheSize, Choice
-from finetune.engines.decoding import adapter_called
+from finetune.engines.continuous import CacheSize, Choice, ContinuousGenerator
+from finetune.engines.prefixes import PrefixCache
 from finetune.engines.torch.cache import CachedRow, SharedCaches, row_alone, with_room
-from finetune.engines.torch.decoding_rows import Chunk, DecodingRows, NewestTokens, Part
 from finetune.engines.torch.device import explained_memory
-from finetune.engines.torch.loading import BaseModel
+from finetune.engines.torch.ragged import Chunk, NewestTokens, Part, RaggedRows
+from finetune.engines.torch.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.torch.sampling import SampledRow, Spoken, choose, spoken_of
-
-
-class Weights(Protocol):
-    """A base and the adapters that a row may take."""
-
-    @property
-    def base(self) -> BaseModel:
-        """The base as it is now: an adapter that comes later may change where it is split."""
-        ...
-
-    def named(self, name: str | None) -> Hashable:
-        """The adapter of a name, unlike all others; None is the base. Raises UsageError for one that is not there."""
-        ...
-
-    def taken(self, adapters: Sequence[Hashable]) -> AbstractContextManager[None]:
-        """Within it, each token of a call takes its adapter."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedWeights:
-    """Implements `Weights` for a model that is being trained: its weights as they are now, and no other adapter."""
-
-    base: BaseModel
-
-    def named(self, name: str | None) -> Hashable:
-        adapter_called(name, {})
-        return None
-
-    def taken(self, adapters: Sequence[Hashable]) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @dataclass(slots=True, eq=False)
 class Prompt:
     """What one request has read that is not in the batch, or what is kept of it for later ones."""
 
-    adapter: Hashable
+    adapter: LoadedAdapter
     place: CachedRow
     unread: list[int] = field(default_factory=list)  # tokens that the next forward pass reads
 
@@ -68,7 +36,7 @@ class _Row:
     """One request that decodes. `prompt` is there until its first forward pass, `place` from then on."""
 
     request: GenerationRequest
-    adapter: Hashable
+    adapter: LoadedAdapter
     newest: int  # the token that the model has not read
     spoken: Spoken | None
     prompt: Prompt | None = None
@@ -82,7 +50,7 @@ class _Pass:
     parts: list[Part] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    adapters: list[Hashable] = field(default_factory=list)
+    adapters: list[LoadedAdapter] = field(default_factory=list)
 
     def add_newest(self, row: _Row, position: int) -> int:
         """One token of a row; its place in the pass. The part that it belongs to is added by the caller."""
@@ -102,6 +70,11 @@ class _Pass:
         return len(self.tokens) - 1
 
 
+def make_generator(model: AdaptedModel, prefixes: PrefixCache[Prompt] | None = None) -> ContinuousGenerator[Prompt]:
+    """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
+    return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes)
+
+
 class Chosen(NamedTuple):
     """Implements `Choices`: the tokens are there already."""
 
@@ -116,8 +89,8 @@ class TorchRows:
 
     works_ahead = False  # Python launches each operation: while it waits for tokens nothing could be computed
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
         self._rows: list[_Row] = []
         self._shared = SharedCaches()
         self._pending: dict[Prompt, None] = {}  # those with unread tokens, in the order of their coming
@@ -125,13 +98,13 @@ class TorchRows:
 
     @property
     def vocabulary(self) -> int:
-        return self._weights.base.vocabulary
+        return self._model.base.vocabulary
 
-    def adapter(self, name: str | None) -> Hashable:
-        return self._weights.named(name)
+    def adapter(self, name: str | None) -> LoadedAdapter:
+        return self._model.adapter(name)
 
     @torch.inference_mode()
-    def start(self, adapter: Hashable, begun: Prompt | None, length: int) -> Prompt:
+    def start(self, adapter: LoadedAdapter, begun: Prompt | None, length: int) -> Prompt:
         if begun is None:
             return Prompt(adapter, row_alone(1))
         if begun.unread:
@@ -149,7 +122,7 @@ class TorchRows:
         self._pending[cache] = None
 
     def join(self, cache: Prompt, request: GenerationRequest) -> None:
-        spoken = spoken_of(request, self.vocabulary, self._weights.base.device)
+        spoken = spoken_of(request, self.vocabulary, self._model.base.device)
         self._rows.append(_Row(request, cache.adapter, request.prompt[-1], spoken, prompt=cache))
 
     @torch.inference_mode()
@@ -202,7 +175,7 @@ class TorchRows:
         hidden = self._run(step)
         for row, prompt in new:
             row.place, row.prompt = self._shared.insert(prompt.place), None
-        return self._weights.base.split.logits(hidden[[last[row] for row in self._rows]])
+        return self._model.base.split.logits(hidden[[last[row] for row in self._rows]])
 
     def _add_settled(self, step: _Pass, last: dict[_Row, int]) -> None:
         """The newest tokens of the rows in the shared caches, by cache and slot."""
@@ -214,7 +187,7 @@ class TorchRows:
         for cache in self._shared:
             for place in cache.rows:
                 last[settled[place]] = step.add_newest(settled[place], place.length)
-            step.parts.append(NewestTokens(cache, self._weights.base.device))
+            step.parts.append(NewestTokens(cache, self._model.base.device))
 
     def _add_pending(self, step: _Pass) -> None:
         for prompt in self._pending:
@@ -232,11 +205,11 @@ class TorchRows:
 
     def _run(self, step: _Pass) -> Tensor:
         """Hidden states [N, D] of a pass; keys and values are in the caches afterwards."""
-        base = self._weights.base
+        base = self._model.base
         tokens, positions = (torch.tensor([values], device=base.device) for values in (step.tokens, step.positions))
-        with self._weights.taken(step.adapters):
+        with self._model.using(step.adapters):
             hidden = base.split.hidden(
-                input_ids=tokens, position_ids=positions, rows=DecodingRows(step.parts), use_cache=False
+                input_ids=tokens, position_ids=positions, rows=RaggedRows(step.parts), use_cache=False
             )
         for part in step.parts:
             part.advance()

@@ -7,11 +7,10 @@ import torch
 
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount
 from finetune.engines.base import Generator
-from finetune.engines.continuous import ContinuousGenerator
 from finetune.engines.prefixes import PrefixCache
-from finetune.engines.torch.generate import Prompt, TorchRows
-from finetune.engines.torch.loaded import LoadedAdapters
+from finetune.engines.torch.generate import Prompt, make_generator
 from finetune.engines.torch.loading import BaseModel
+from finetune.engines.torch.resident import ResidentAdapters
 from finetune.engines.torch.scoring import batch_distributions, batch_logprobs, batch_loss
 
 
@@ -19,35 +18,35 @@ class TorchInferenceSession:
     """Implements `InferenceSession`."""
 
     def __init__(self, base: BaseModel, adapters: Mapping[str, Path]) -> None:
-        self._weights = LoadedAdapters(base, adapters)
+        self._adapters = ResidentAdapters(base, adapters)
         self._prefixes: PrefixCache[Prompt] = PrefixCache()
 
     @property
     def parameters(self) -> ParameterCount:
-        return self._weights.parameters
+        return self._adapters.parameters
 
     def load_adapter(self, name: str, directory: Path) -> None:
-        self._weights.add(name, directory)
+        self._adapters.load(name, directory)
 
     def unload_adapter(self, name: str) -> None:
-        self._prefixes.forget(self._weights.remove(name))
+        self._prefixes.forget(self._adapters.unload(name))
 
     def loss(self, batch: Batch, *, adapter: str | None = None) -> LossSum:
-        self._weights.select(adapter)
-        return batch_loss(self._weights.base, batch)
+        self._adapters.select(adapter)
+        return batch_loss(self._adapters.base, batch)
 
     def token_logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
-        self._weights.select(adapter)
-        return batch_logprobs(self._weights.base, batch)
+        self._adapters.select(adapter)
+        return batch_logprobs(self._adapters.base, batch)
 
     def logprobs(self, batch: Batch, *, adapter: str | None = None) -> FloatArray:
-        self._weights.select(adapter)
-        return batch_distributions(self._weights.base, batch)
+        self._adapters.select(adapter)
+        return batch_distributions(self._adapters.base, batch)
 
     def generator(self) -> Generator:
-        return ContinuousGenerator(TorchRows(self._weights), self._prefixes)
+        return make_generator(self._adapters, self._prefixes)
 
     def close(self) -> None:
-        del self._weights, self._prefixes
+        del self._adapters, self._prefixes
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

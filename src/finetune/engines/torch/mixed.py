@@ -17,8 +17,6 @@ from torch.nn.functional import linear
 
 from finetune.engines.torch.lora import LoRALinear, LoraWeights
 
-AdapterWeights = Mapping[str, LoraWeights]  # by module name
-
 
 class _Stack(NamedTuple):
     """One module's updates by all adapters, in the type of the activations."""
@@ -29,10 +27,10 @@ class _Stack(NamedTuple):
     excess: Tensor | None  # [adapters + 1, out]: m / n - 1 of DoRA; the base is the last, with zeros
 
 
-class Mixture:
+class MixedUpdates:
     """The adapters of a call. They are stacked once for as long as the same ones take part."""
 
-    def __init__(self, adapters: Sequence[AdapterWeights]) -> None:
+    def __init__(self, adapters: Sequence[Mapping[str, LoraWeights]]) -> None:
         self._adapters = adapters
         self._stacks: dict[str, _Stack | None] = {}
         self._numbers: list[int] = []

@@ -115,7 +115,7 @@ class NewestTokens:
 
 
 @dataclass(slots=True)
-class DecodingRows:
+class RaggedRows:
     """The parts of a step in the order of their tokens."""
 
     parts: Sequence[Part] = field(default_factory=list)
