@@ -231,3 +231,11 @@ class Engine(Protocol):
         like them, or with `dequantize` written in a floating point type.
         """
         ...
+
+
+class Packer(Protocol):
+    """Writes models in the few bits of MLX's own files."""
+
+    def __call__(self, model: Path, *, bits: int, destination: Path) -> None:
+        """Fill `destination` with the floating point model of a directory, packed as mlx-lm packs it."""
+        ...
