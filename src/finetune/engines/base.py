@@ -195,6 +195,14 @@ class Engine(Protocol):
         """FLOP/s of a matrix product of the size that training meets, measured now, in well under a second."""
         ...
 
+    def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
+        """How many parts of a step are computed side by side, each with activations of its own."""
+        ...
+
+    def free_memory(self, model: ModelConfig) -> int:
+        """Bytes that arrays could still take where `model.device` computes."""
+        ...
+
     def open_training(
         self,
         model: Path,
