@@ -88,5 +88,5 @@ $(VENV)/.bench: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check --group dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check --group dev -e '.[serve]'
 	@touch $@

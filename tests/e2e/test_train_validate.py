@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.model_files import write_model
-from tests.support.tiny_tokenizer import tiny_backend
+from tests.support.tiny_model import write_tiny_model
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """A configuration over a model of zeros and twenty short rows."""
-    backend = tiny_backend()
-    model = write_model(tmp_path / "model", config={"vocab_size": backend.get_vocab_size()})
-    backend.save(str(model / "tokenizer.json"))
+    """A configuration over a small model and twenty short rows."""
+    model = write_tiny_model(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     lines = [json.dumps({"prompt": f"say {n}", "completion": f"{n}"}) for n in range(20)]
     rows.write_text("\n".join(lines), encoding="utf-8")
@@ -39,8 +36,9 @@ def test_rows_steps_and_memory_are_counted(config: Path) -> None:
     assert (found["train_rows"], found["validation_rows"]) == (18, 2)
     # 18 rows in steps of 4 are 5 steps, the last of 2 rows; two epochs are 10.
     assert (found["steps_per_epoch"], found["steps"]) == (5, 10)
-    # Rank 2 on the one linear module [6, 4]; the base has 60 parameters of 4 bytes.
-    assert (found["trainable_parameters"], found["memory_bytes"] - found["trainable_parameters"] * 16) == (20, 240)
+    # Rank 2 on two layers of 4 modules [32, 32] and 3 of [32, 48]; the base has 34,272 parameters of 4 bytes.
+    trainable = found["trainable_parameters"]
+    assert (trainable, found["memory_bytes"] - trainable * 16) == (2 * 2 * (4 * 64 + 3 * 80), 4 * 34_272)
     assert found["sources"]["lora.rank"] == "run.yml:4"
 
 
@@ -56,7 +54,7 @@ def test_a_person_gets_a_table_and_advice(config: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "code", "said"),
     [
-        ("lora.rank=16", 2, "lora.rank=16 is more than the width 4 of q_proj"),
+        ("lora.rank=40", 2, "lora.rank=40 is more than the width 32 of q_proj"),
         ("lora.target_modules=[qproj]", 2, "Did you mean q_proj?"),
         ("data.train_file=none.jsonl", 1, "none.jsonl"),
         ("model.name=none", 1, "none is neither a directory nor a model in the Hugging Face cache"),

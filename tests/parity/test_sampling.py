@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.core.types import Sampling
+from finetune.core.types import GenerationRequest, Sampling
 from finetune.engines.mlx import sampling as mlx_sampling
 from finetune.engines.torch import sampling as torch_sampling
 
@@ -20,9 +20,11 @@ Sampler: TypeAlias = Callable[..., tuple[int, float]]
 def by_mlx(
     logits: Sequence[float], sampling: Sampling, *, number: int = 0, seen: Sequence[bool] | None = None
 ) -> tuple[int, float]:
-    marks = None if seen is None else mx.array(seen)
-    token, logprob = mlx_sampling.sample(mx.array(logits), sampling, number=number, seen=marks)
-    return int(token.item()), float(logprob.item())
+    sampler = mlx_sampling.RowSampler(len(logits))
+    prompt = (0,) if seen is None else tuple(np.flatnonzero(seen).tolist())
+    sampler.join(GenerationRequest(prompt, 1, sampling))
+    [choice] = sampler.choose(mx.array(np.array([logits])), [number], {}).result()
+    return choice.token, choice.logprob
 
 
 def by_pytorch(

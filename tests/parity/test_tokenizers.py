@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from finetune.core.types import TokenEvent
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.templates import choose_template
 from finetune.data.tokenize import encode_each
 from finetune.data.tokenizer import TextTokenizer
+from finetune.generation.answers import AnswerText
 
 FOLDERS = {
     "qwen3": "tokenizers/qwen3",
@@ -104,3 +106,18 @@ def test_a_broken_tokenizer_directory_is_refused_by_name(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
     with pytest.raises(ModelError, match="no tokenizer could be read"):
         TextTokenizer.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_an_answer_streamed_token_by_token_adds_up_to_its_text(tokenizers, name):
+    tokenizer = tokenizers[name]
+    prompt = tokenizer.prompt_ids("The prompt:")
+    text = " e\u0301\u0323 \U0001f469\u200d\U0001f469\u200d\U0001f467 \u0928\u092e\u0938\u094d\u0924\u0947 \U0001d54f\n"
+    ids = [*prompt, *tokenizer.prompt_ids("The prompt:" + text)[len(prompt) :]]
+    answer = AnswerText(tokenizer, prompt)
+
+    pieces = [answer.take(TokenEvent(0, token, 0.0)).text for token in ids[len(prompt) :]]
+    pieces.append(answer.take(TokenEvent(0, None, 0.0, "stop")).text)
+
+    assert "".join(pieces) == tokenizer.decode(ids)[len(tokenizer.decode(prompt)) :]
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from finetune.adapters.adapter import Adapter
 from finetune.adapters.naming import transformers_names
 from finetune.adapters.store import read_adapter
@@ -30,6 +32,8 @@ def _mismatches(adapter: Adapter, shapes: Mapping[str, LinearShape]) -> list[str
         found = (update.a.shape[1], update.b.shape[0])
         if shape is None:
             problems.append(f"{module}: the model has no linear module of this name")
+        elif not all(np.isfinite(array).all() for array in update if array is not None):
+            problems.append(f"{module}: it has values that are not finite")
         elif found != (shape.in_features, shape.out_features):
             problems.append(
                 f"{module}: adapter {found[0]} -> {found[1]}, model {shape.in_features} -> {shape.out_features}"

@@ -3,7 +3,6 @@
 An adapter is named by its directory, or by one of several weight files in it, such as mlx-lm's checkpoints.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from finetune.adapters.mlx_lm import OLD_WEIGHTS, WEIGHTS, read_mlx_lm
 from finetune.adapters.peft import peft_config, read_peft
 from finetune.adapters.tensors import NPZ
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _WEIGHT_SUFFIXES = (".safetensors", NPZ)
@@ -101,7 +101,7 @@ def read_document(directory: Path) -> dict[str, Any]:
     """`adapter_config.json` as it is."""
     path = directory / ADAPTER_CONFIG
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{directory} holds no {ADAPTER_CONFIG}. Give the directory of an adapter.") from None
     except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "Measure base and tuned model on held-out rows, side by side.",
     "generate": "Answer one prompt with a model, with or without an adapter.",
     "chat": "Talk to a model on the terminal.",
+    "serve": "Serve a model and its adapters to OpenAI's clients.",
     "export": "Write a tuned model for PEFT, mlx-lm, or as one merged model.",
     "dataset": "Look at a file of examples: what is in it, what the model sees, what is wrong.",
     "models": "List the models on this machine, and say what is in one.",

@@ -1,9 +1,22 @@
 """Files that are either whole or absent, also after a power cut."""
 
 import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that anybody may have written.
+
+    Raises OSError, or ValueError for what is not JSON, not UTF-8, or nested deeper than any real file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,7 @@ import jinja2
 from finetune.core.errors import DataError, UsageError
 from finetune.data.probe import TemplateShape, probe_template
 from finetune.data.rows import Message
-from finetune.data.sandbox import GENERATION_CLOSE, GENERATION_OPEN, compile_template
+from finetune.data.sandbox import GENERATION_CLOSE, GENERATION_OPEN, REFUSED, compile_template
 from finetune.data.tokenizer import TextTokenizer, TokenizerSettings
 
 TOKENIZER_TEMPLATE = "tokenizer"
@@ -26,6 +26,10 @@ TOKENIZER_TEMPLATE = "tokenizer"
 
 class TemplateError(DataError):
     """A template cannot render a conversation. The message names the template."""
+
+
+class TemplateRefusedError(DataError):
+    """A template would run long, fill the memory, or reach out of its sandbox: nothing more is done with it."""
 
 
 class SpecialTokens(Protocol):
@@ -63,6 +67,8 @@ class Template:
         }
         try:
             self._render = compile_template(source)
+        except REFUSED as error:
+            raise self._refusal(error) from error
         except jinja2.TemplateError as error:
             raise TemplateError(f"The template `{name}` is not valid Jinja: {_reason(error)}.") from error
 
@@ -104,9 +110,18 @@ class Template:
         }
         try:
             return self._render(variables)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except REFUSED as error:
+            raise self._refusal(error) from error
+        except Exception as error:
             # The template is someone's program: whatever it trips over is a fault of the template for this row.
             raise TemplateError(f"the template `{self.name}` cannot render this: {_reason(error)}") from error
+
+    def _refusal(self, error: Exception) -> TemplateRefusedError:
+        whose = f"The model's own template (`{self.name}`)" if self.name == TOKENIZER_TEMPLATE else f"`{self.name}`"
+        return TemplateRefusedError(
+            f"{whose} is refused as harmful: {_reason(error)}. A template is a program of its authors. "
+            "Choose another with data.template, for example chatml."
+        )
 
     @cached_property
     def shape(self) -> TemplateShape:

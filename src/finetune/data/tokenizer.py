@@ -5,7 +5,6 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 from finetune.core.types import IntArray
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -95,10 +95,28 @@ class TextTokenizer:
         """The id of a token given by its exact text; None where the vocabulary lacks it."""
         return self._id(text)
 
+    def document(self) -> dict[str, Any]:
+        """What `tokenizer.json` would hold: the vocabulary, the merges and every rule."""
+        return dict(json.loads(self._backend.to_str()))
+
+    def split(self, text: str) -> list[str]:
+        """The pieces into which the rules cut a text before any merge; the whole text where there are none."""
+        splitter = self._backend.pre_tokenizer
+        return [text] if splitter is None else [piece for piece, _range in splitter.pre_tokenize_str(text)]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the vocabulary and its rules."""
-        return hashlib.sha256(self._backend.to_str().encode("utf-8")).hexdigest()
+        return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
+
+    def to_json(self) -> str:
+        """The vocabulary and its rules, as tokenizer.json has them."""
+        return str(self._backend.to_str())
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that it can make; -1 without any."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def _id(self, token: str | None) -> int | None:
         found = None if not token else self._backend.token_to_id(token)
@@ -110,7 +128,10 @@ class TextTokenizer:
 
 
 def _arrays(encoding: Any) -> tuple[IntArray, IntArray]:
-    ids = np.array(encoding.ids, dtype=np.int32)
+    try:
+        ids = np.array(encoding.ids, dtype=np.int32)
+    except OverflowError:
+        raise ModelError(f"The tokenizer makes token {max(encoding.ids)}, which no model has. Copy it again.") from None
     offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
     if len(ids):
         # Some tokenizers trim spaces from the ranges: a gap belongs to the token that follows it.
@@ -188,8 +209,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not valid JSON ({error}). Copy the file again from where the model is.") from error
     return content if isinstance(content, dict) else {}
 

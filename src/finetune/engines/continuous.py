@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from finetune.core.types import BoolArray, GenerationRequest, RequestId, TokenEvent
 from finetune.engines import decoding
@@ -60,7 +60,7 @@ class RowBatch(Protocol[Cache]):
         """
         ...
 
-    def start(self, adapter: Hashable, begun: Cache | None, length: int) -> Cache:
+    def start(self, adapter: Any, begun: Cache | None, length: int) -> Cache:
         """A cache for a new row: empty, or with the first `length` tokens of `begun`, which stays as it is."""
         ...
 

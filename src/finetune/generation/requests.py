@@ -10,7 +10,8 @@ from itertools import islice
 from finetune.core.errors import UsageError
 from finetune.core.types import FinishReason, GenerationRequest, RequestId, Sampling, TokenEvent
 from finetune.engines.base import Generator
-from finetune.generation.text import Decoder, StopStrings, TextStream
+from finetune.generation.answers import AnswerText
+from finetune.generation.text import Decoder
 
 # Requests that decode together: enough to fill a small machine, few enough to bound the memory of their caches.
 TOGETHER = 16
@@ -154,20 +155,15 @@ class _Decoding:
 
     def __init__(self, index: int, request: TextRequest, decoder: Decoder) -> None:
         self._index = index
-        self._characters = TextStream(decoder, request.prompt.ids)
-        self._stops = StopStrings((*request.options.stop, *request.prompt.stop_strings))
+        self._stream = AnswerText(decoder, request.prompt.ids, (*request.options.stop, *request.prompt.stop_strings))
         self._tokens: list[int] = []
         self._text = ""
 
     def take(self, event: TokenEvent) -> TextPiece:
         """The piece that an event makes; its answer is set where a stop string or the event ends the request."""
-        text = ""
-        if event.token is not None:
-            self._tokens.append(event.token)
-            text = self._stops.add(self._characters.add(event.token))
-        reason: FinishReason | None = "stop" if self._stops.found else event.finish_reason
-        if reason is not None and not self._stops.found:
-            text += self._stops.add(self._characters.finish())
-            text += "" if self._stops.found else self._stops.finish()
-        self._text += text
-        return TextPiece(self._index, text, Answer(self._text, tuple(self._tokens), reason) if reason else None)
+        piece = self._stream.take(event)
+        self._tokens += [] if event.token is None else [event.token]
+        self._text += piece.text
+        reason = piece.finish_reason
+        answer = Answer(self._text, tuple(self._tokens), reason) if reason else None
+        return TextPiece(self._index, piece.text, answer)

@@ -6,6 +6,8 @@ from typing import Protocol
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 # Tokens that stay in front of new ones: a decoder may treat the first token of a text in its own way.
 CONTEXT_TOKENS = 16
+# Tokens without the end of a character after which they are no text: a character has 4 bytes, a token at least one.
+STUCK_TOKENS = 8
 
 
 class Decoder(Protocol):
@@ -20,8 +22,9 @@ class TextStream:
     """Text of one answer, token by token: what has been given out never changes afterwards.
 
     Tokens are decoded behind the prompt, because a SentencePiece decoder drops the space of the first token
-    that it sees. A character whose bytes are spread over tokens is held back until it is whole. To keep the
-    cost of a token constant, decoding starts again from a place between two characters.
+    that it sees. A character whose bytes are spread over tokens is held back until it is whole, or until so many
+    came that they are no character. To keep the cost of a token constant, decoding starts again from a place
+    between two characters.
     """
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int]) -> None:
@@ -29,12 +32,16 @@ class TextStream:
         self._window = list(prompt)
         self._shown = len(decoder.decode(self._window))
         self._boundary = len(self._window)  # tokens before it end with a whole character
+        self._held = 0  # tokens since the last whole character
 
     def add(self, token: int) -> str:
         """The text that this token completes; often a word, "" inside a character."""
         self._window.append(token)
         text = self._decoder.decode(self._window)
         ready = len(text.rstrip(UNFINISHED))
+        self._held = 0 if ready == len(text) else self._held + 1
+        if self._held == STUCK_TOKENS:
+            ready, self._held = len(text), 0
         piece = text[self._shown : ready]
         self._shown = max(self._shown, ready)
         if ready == len(text) and len(self._window) - self._boundary >= CONTEXT_TOKENS:

@@ -4,7 +4,6 @@ Nothing here touches the network, and nothing that a model directory contains is
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,18 @@ from typing import Any
 
 from finetune import demo
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 from finetune.hub import cache
-from finetune.models.weights import INDEX, read_weights
+from finetune.models.configuration import require_plausible
+from finetune.models.weights import INDEX, read_model_weights
 
 DEMO = "demo"
 DEMO_DIRECTORY = Path(demo.__file__).parent / "model"
 # Any one of these is enough to build a tokenizer without running code of the model's authors.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
+# Where transformers and mlx-lm find the names of Python files that a model brings.
+_OWN_CODE = ("auto_map", "model_file")
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size", "n_vocab")
 
 
@@ -106,7 +109,10 @@ def _near(path: Path) -> str:
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """`config.json` of a model directory. Raises ModelError where it is missing, is not JSON, or has no model_type."""
+    """`config.json` of a model directory.
+
+    Raises ModelError where it is missing, is not JSON, has no model_type, or says what no model can be.
+    """
     file = path / "config.json"
     if not file.is_file():
         adapter = (
@@ -116,13 +122,14 @@ def read_config(path: Path) -> Mapping[str, Any]:
     config = _read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} has no model_type, so the architecture is unknown. Copy or download it again.")
+    require_plausible(file, config)
     return config
 
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(file)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}. Copy or download it again.") from error
 
 
@@ -130,17 +137,24 @@ def refuse_own_code(name: str, path: Path) -> None:
     """Raise ModelError where a model asks for Python of its authors to be run, which never happens here."""
     files = [path / file for file in ("config.json", "tokenizer_config.json")]
     contents = {file.name: _read_json(file) for file in files if file.is_file()}
-    asking = [file for file, content in contents.items() if isinstance(content, dict) and content.get("auto_map")]
+    asking = [f"{key} in {file}" for file, content in contents.items() for key in _OWN_CODE if _has(key, content)]
     if asking:
         raise ModelError(
-            f"{name} asks for code of its authors to be run (auto_map in {' and '.join(asking)}), which never happens. "
-            "Choose a conversion without it, or remove auto_map from a copy if its architecture needs no such code."
+            f"{name} asks for code of its authors to be run ({' and '.join(asking)}), which never happens. "
+            "Choose a conversion without it, or remove that from a copy if its architecture needs no such code."
         )
+
+
+def _has(key: str, content: Any) -> bool:
+    """At the top, or in the part of a model that is one of several, such as `text_config`."""
+    if not isinstance(content, dict):
+        return False
+    return any(part.get(key) for part in (content, *content.values()) if isinstance(part, dict))
 
 
 def _require_weights(path: Path) -> None:
     if (path / INDEX).is_file() or any(path.glob("model*.safetensors")):
-        read_weights(path)
+        read_model_weights(path)
         return
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     others = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter"))

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import ModelError
+from finetune.core.files import read_json
 
 INDEX = "model.safetensors.index.json"
-# The format's own limit: a larger header means a damaged file, and must not be read into memory.
-MAX_HEADER_BYTES = 100_000_000
+# A quarter of the format's own limit, and several times what the largest models have: what is in a header takes
+# many times its length in memory.
+MAX_HEADER_BYTES = 25_000_000
 BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -82,12 +84,22 @@ def read_header(file: Path) -> tuple[TensorInfo, ...]:
         raise ModelError(_damaged(file, "its header is not a JSON object"))
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     tensors = tuple(_tensor(file, name, entry, 8 + length, size) for name, entry in sorted(entries.items()))
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if end != size - 8 - length:
-        raise ModelError(
-            _damaged(file, f"its header describes {end:,} bytes of data, but {size - 8 - length:,} follow")
-        )
+    _require_cover(file, tensors, 8 + length, size)
     return tensors
+
+
+def _require_cover(file: Path, tensors: Sequence[TensorInfo], data: int, size: int) -> None:
+    """The tensors lie end to end, from `data` to the end of the file, as the format asks."""
+    end = data
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.bytes)):
+        if tensor.start != end:
+            how = "overlaps the one before it" if tensor.start < end else "leaves a gap before it"
+            raise ModelError(_damaged(file, f"{tensor.name} {how}"))
+        end += tensor.bytes
+    if end != size:
+        raise ModelError(
+            _damaged(file, f"its header describes {end - data:,} bytes of data, but {size - data:,} follow")
+        )
 
 
 def _tensor(file: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
@@ -97,7 +109,7 @@ def _tensor(file: Path, name: str, entry: Any, data: int, size: int) -> TensorIn
         shape = tuple(int(length) for length in entry["shape"])
         tensor = TensorInfo(name, shape, str(entry["dtype"]), file, data + begin)
         fits = 0 <= begin <= end <= size - data and end - begin == tensor.bytes and min(tensor.shape, default=0) >= 0
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(_damaged(file, f"the entry of {name} is not complete or of an unknown type")) from error
     if not fits:
         raise ModelError(
@@ -127,11 +139,11 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = read_json(index)["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index} has no readable weight_map. Copy or download it again.") from error
     if not isinstance(found, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in found.values()
+        isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors") for name in found.values()
     ):
         raise ModelError(f"{index} must map names of tensors to names of files beside it. Copy or download it again.")
     return found
@@ -164,9 +176,19 @@ def read_weights(directory: Path) -> tuple[TensorInfo, ...]:
     Raises ModelError for missing shards, damaged files, and an index that disagrees with its files.
     """
     tensors = tuple(tensor for file in weight_files(directory) for tensor in read_header(file))
+    _require_unique(directory, tensors)
     if (directory / INDEX).is_file():
         _require_index(directory, tensors)
     return tensors
+
+
+def _require_unique(directory: Path, tensors: Sequence[TensorInfo]) -> None:
+    files: dict[str, str] = {}
+    for tensor in tensors:
+        if tensor.name in files:
+            first, second = files[tensor.name], tensor.file.name
+            raise ModelError(f"{directory}: {tensor.name} is in {first} and in {second}. Download the model again.")
+        files[tensor.name] = tensor.file.name
 
 
 def read_model_weights(directory: Path) -> tuple[TensorInfo, ...]:

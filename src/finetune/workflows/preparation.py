@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.config.load import LoadedConfig, plain
 from finetune.config.schema import DataConfig, DataFile, RunConfig
-from finetune.core.errors import ConfigError
+from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import sha256_of
 from finetune.core.types import Dtype
 from finetune.data.batching import BatchPlan
@@ -77,6 +77,7 @@ def prepare(given: RunConfig | LoadedConfig) -> Preparation:
         seed=config.training.seed,
         samples=config.output.sample_prompts,
     )
+    _check_tokens(source, tokenizer, data)
     config = with_engine(config, engine)
     batches = batch_plan(config, data, pad_id=tokenizer.pad_id)
     plan = make_plan(config.training, config.output, steps_per_epoch=batches.steps_per_epoch)
@@ -99,6 +100,20 @@ def _check_files(given: RunConfig | LoadedConfig, source: ModelSource) -> None:
             "were made from."
         )
         raise ConfigError("The configuration", [problem])
+
+
+def _check_tokens(source: ModelSource, tokenizer: TextTokenizer, data: PreparedData) -> None:
+    """Refuse rows with tokens that the model has no embedding for; a tokenizer may know more than the rows use."""
+    if tokenizer.largest_id < source.vocab_size:
+        return
+    rows = (row.input_ids for part in (data.train, data.validation) for row in part)
+    largest = max((int(ids.max()) for ids in rows if len(ids)), default=0)
+    if largest >= source.vocab_size:
+        raise ModelError(
+            f"{source.path}: its tokenizer makes token {largest} ({tokenizer.token_text(largest)!r}) of these rows, "
+            f"and the model knows 0 to {source.vocab_size - 1} (vocab_size of config.json). Copy the model again, with "
+            "the tokenizer that belongs to it."
+        )
 
 
 def _stored(config: RunConfig, source: ModelSource) -> Dtype:

@@ -68,6 +68,8 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
     prepared = prepare(loaded)
+    if config.model.init == "pretrained":
+        prepared.engine.module_paths(prepared.source.path)  # refuses files that do not fit their config.json
     return Validation(loaded, prepared, memory_need(prepared), _advice(prepared))
 
 

@@ -34,6 +34,21 @@ def test_an_answer_that_ends_inside_a_character_says_so() -> None:
     assert stream.finish() == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_bytes_that_are_no_text_are_given_out_and_cost_no_more_with_each() -> None:
+    class Counting(ByteTokenizer):
+        longest = 0
+
+        def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+            self.longest = max(self.longest, len(ids))
+            return super().decode(ids)
+
+    tokenizer = Counting()
+    stream = TextStream(tokenizer, [])
+    pieces = [stream.add(0xFF) for _ in range(200)]
+    assert "".join(pieces) + stream.finish() == "\N{REPLACEMENT CHARACTER}" * 200
+    assert tokenizer.longest < 60
+
+
 def test_decoding_a_token_does_not_become_slower_with_the_answer() -> None:
     class Counting(ByteTokenizer):
         longest = 0
@@ -63,8 +78,14 @@ class _RealVocabulary:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
 
 
-@pytest.mark.parametrize("name", ["models/stories260K", "tokenizers/qwen3"])
-@pytest.mark.parametrize("text", ["Once upon  a time", " été 😀😀😀😀😀😀😀😀 in 北京.\n\n  x = {'a': 1}\n" * 3])
+NASTY = (
+    " été 😀😀😀😀😀😀😀😀 in 北京.\n\n  x = {'a': 1}\n" * 3
+    + "e\u0301\u0323 👩‍👩‍👧‍👦🏳️‍🌈 नमस्ते\u200d\ufeff\t ﷽\U0001d54f"
+)
+
+
+@pytest.mark.parametrize("name", ["models/stories260K", "tokenizers/qwen3", "tokenizers/gpt2_117M"])
+@pytest.mark.parametrize("text", ["Once upon  a time", NASTY], ids=["plain", "nasty"])
 def test_pieces_of_a_real_vocabulary_add_up_to_its_text(shared: Path, name: str, text: str) -> None:
     vocabulary = _RealVocabulary(shared / name)
     ids = vocabulary.tokenizer.encode("The prompt." + text).ids

@@ -87,6 +87,9 @@ def _corrected(model: Any, config: Mapping[str, Any]) -> Any:
     if config.get("model_type") == "gemma":
         for layer in model.layers:
             layer.mlp.__class__ = _TanhGeluMLP
+    if config.get("model_type") == "gemma2":
+        for layer in model.layers:
+            layer.self_attn.__class__ = _masking_rows(type(layer.self_attn))
     if config.get("model_type") == "gemma3_text":
         model.model.embed_tokens.__class__ = _ExactlyScaledEmbedding
     if config.get("model_type") == "gpt2":
@@ -100,6 +103,21 @@ class _TanhGeluMLP(nn.Module):  # type: ignore[misc]
 
     def __call__(self, x: Any) -> Any:
         return self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _masking_rows(attention_class: type) -> type:
+    """Gemma 2's attention with a mask [B, 1, N, S] of each row; mlx-lm takes one [N, S] for all rows.
+
+    Its scores have one more axis where several queries share a key.
+    """
+
+    class Attention(attention_class):  # type: ignore[misc]
+        def __call__(self, x: Any, mask: Any = None, cache: Any = None) -> Any:
+            if mask is not None and mask.ndim == 4 and self.repeats > 1:
+                mask = mask[:, :, None]
+            return super().__call__(x, mask, cache)
+
+    return Attention
 
 
 class _ExactlyScaledEmbedding(nn.Embedding):  # type: ignore[misc]
@@ -119,10 +137,9 @@ def _placing_documents(body_class: type) -> type:
 
     class Body(body_class):  # type: ignore[misc]
         def __call__(self, inputs: Any, cache: Any = None) -> Any:
-            positions = getattr(cache[0], "positions", None) if cache else None
-            if positions is None:
+            if not cache or not hasattr(cache[0], "positions"):
                 return super().__call__(inputs, cache)
-            hidden = self.wte(inputs) + self.wpe(positions)
+            hidden = self.wte(inputs) + self.wpe(cache[0].positions(inputs.shape[1]))
             mask = create_attention_mask(hidden, cache[0])
             for layer, part in zip(self.h, cache, strict=True):
                 hidden = layer(hidden, mask, cache=part)
@@ -220,6 +237,12 @@ def new_cache(model: Any) -> list[Any]:
     from mlx_lm.models.cache import make_prompt_cache
 
     return list(make_prompt_cache(model))
+
+
+def cache_windows(model: Any) -> list[int | None]:
+    """How many tokens each layer keeps keys and values of; None for all."""
+    windows = [getattr(layer, "sliding_window", None) for layer in model.layers]
+    return [getattr(cache, "max_size", None) or window for cache, window in zip(new_cache(model), windows, strict=True)]
 
 
 def device_name() -> str:

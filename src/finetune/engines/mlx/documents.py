@@ -27,13 +27,13 @@ class Documents:
     lengths: tuple[int, ...]
     window: int | None = None  # keys that a query sees, itself included
     offset: ClassVar[int] = 0  # rotary embeddings are relative: a row's positions may run on
+    longest: ClassVar[int] = 0  # nothing was read before
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(start, end) of each document."""
         return pairwise(accumulate(self.lengths, initial=0))
 
-    @property
-    def positions(self) -> Any:
+    def positions(self, length: int) -> Any:
         """[1, N], each document from 0: for models that learn an embedding of each position."""
         return mx.concatenate([mx.arange(length) for length in self.lengths])[None]
 

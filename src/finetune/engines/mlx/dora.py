@@ -57,9 +57,13 @@ def scale_rows(z: Any, magnitude: Any, norms: Any) -> Any:
     Where both W and B have zeros for a row, z is left as it is, so that B can leave zero.
     """
     z, magnitude = weights_first(z, magnitude)
+    return z + z * ratio_less_one(magnitude, norms).astype(z.dtype)
+
+
+def ratio_less_one(magnitude: Any, norms: Any) -> Any:
+    """m / n - 1 of each row of a weight, [out]; 0 where n is."""
     zero = norms == 0
-    ratio = mx.where(zero, 1.0, magnitude / mx.where(zero, 1.0, norms))
-    return z + z * (ratio - 1.0).astype(z.dtype)
+    return mx.where(zero, 1.0, magnitude / mx.where(zero, 1.0, norms)) - 1.0
 
 
 def _products(layer: Any) -> Any:

@@ -1,93 +1,111 @@
-"""Decoding: a key-value cache for each request, one token a request and step, one synchronisation a step.
+"""The arrays of continuous decoding: one forward pass for all rows of a batch, whatever their lengths and adapters.
 
-While a token is handed out, the next one is already under way: the device is fed its own output.
+Rows that read their prompts have caches of their own; the batch has one cache for each layer (see `ragged`).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
-from finetune.core.types import GenerationRequest, RequestId, TokenEvent
-from finetune.engines import decoding
-from finetune.engines.decoding import ActiveRequests
+from finetune.core.types import BoolArray, GenerationRequest
+from finetune.engines.continuous import CacheSize, ContinuousGenerator
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import explained_memory
-from finetune.engines.mlx.loading import BaseModel
-from finetune.engines.mlx.sampling import sample
+from finetune.engines.mlx.ragged import LayerCache, RowLengths
+from finetune.engines.mlx.resident import AdaptedModel, LoadedAdapter
+from finetune.engines.mlx.sampling import Chosen, RowSampler, moved
+from finetune.engines.prefixes import PrefixCache
+
+_COLUMNS = 128  # that the batch makes room for at once
 
 
-@dataclass(slots=True)
-class _Decoding:
-    """One request under way. `pending` is its next (token, log-probability), being computed."""
+@dataclass(frozen=True, slots=True)
+class RowCache:
+    """Keys and values of one row, read with its adapter."""
 
-    request: GenerationRequest
-    cache: list[Any]
-    seen: Any | None  # bool [V], only for a repetition penalty
-    pending: tuple[Any, Any] | None = None
-    produced: int = 0
-    scheduled: int = 0
+    adapter: LoadedAdapter
+    rows: RowLengths  # of one
+    layers: list[LayerCache]
 
 
-@dataclass(slots=True)
-class MLXGenerator:
-    """Implements `Generator`. `select` puts an adapter (None: what is being trained, or the base) into the model."""
+def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None = None) -> ContinuousGenerator[RowCache]:
+    """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
+    return ContinuousGenerator(MLXRows(model), PrefixCache() if prefixes is None else prefixes)
 
-    base: BaseModel
-    select: Callable[[str | None], None]
-    _requests: ActiveRequests[_Decoding] = field(default_factory=ActiveRequests)
+
+class MLXRows:
+    """Implements `RowBatch`."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+        self._windows = compat.cache_windows(model.base.model)
+        self._rows = RowLengths([])
+        self._layers = [LayerCache(self._rows, window, columns=_COLUMNS) for window in self._windows]
+        self._adapters: list[LoadedAdapter] = []
+        self._updates: Mapping[str, Any] = {}
+        self._newest: Any = mx.zeros(0, mx.int32)  # [B], chosen and not yet read
+        self._sampler = RowSampler(self.vocabulary)
 
     @property
-    def busy(self) -> bool:
-        return bool(self._requests)
+    def vocabulary(self) -> int:
+        return self._model.base.vocabulary
 
-    def add(self, request: GenerationRequest) -> RequestId:
-        decoding.check_request(request, self.base.vocabulary)
-        self.select(request.adapter)  # an unknown name is refused here, not in the middle of decoding
-        seen = decoding.seen_tokens(request, self.base.vocabulary)
-        on_device = None if seen is None else mx.array(seen)
-        return self._requests.add(_Decoding(request, compat.new_cache(self.base.model), on_device))
+    def adapter(self, name: str | None) -> LoadedAdapter:
+        return self._model.adapter(name)
 
-    def cancel(self, request: RequestId) -> None:
-        self._requests.cancel(request)
+    def start(self, adapter: LoadedAdapter, begun: RowCache | None, length: int) -> RowCache:
+        rows = RowLengths([length])
+        if begun is None:
+            return RowCache(adapter, rows, [LayerCache(rows, window) for window in self._windows])
+        dropped = begun.rows[0] - length
+        return RowCache(adapter, rows, [layer.copied(0, rows, dropped=dropped) for layer in begun.layers])
 
-    def step(self) -> Sequence[TokenEvent]:
+    def read(self, cache: RowCache, tokens: Sequence[int]) -> None:
         with explained_memory():
-            active = list(self._requests)
-            for _, state in active:
-                if state.pending is None:
-                    self.select(state.request.adapter)
-                    self._prefill(state)
-            ready = [(identifier, state.pending) for identifier, state in active if state.pending]
-            for _, state in active:
-                if state.scheduled < state.request.max_tokens:
-                    self.select(state.request.adapter)
-                    self._advance(state)
-            mx.async_eval([state.pending for _, state in active])  # type: ignore[no-untyped-call]
-            return [
-                self._requests.produced(identifier, int(token.item()), float(logprob.item()))
-                for identifier, (token, logprob) in ready
-            ]
+            self._model.use(self._model.updates([cache.adapter]))
+            self._model.base.split.body(mx.array(list(tokens), mx.int32)[None], cache=cache.layers)
+            cache.rows.advance(len(tokens))
+            mx.async_eval([layer.arrays() for layer in cache.layers])  # type: ignore[no-untyped-call]
 
-    def _prefill(self, state: _Decoding) -> None:
-        tokens = mx.array(state.request.prompt, mx.int32)
-        hidden = None
-        for start in range(0, tokens.size, decoding.PREFILL_TOKENS):
-            hidden = self.base.split.body(tokens[None, start : start + decoding.PREFILL_TOKENS], cache=state.cache)
-            if start + decoding.PREFILL_TOKENS < tokens.size:
-                mx.eval([part.state for part in state.cache])  # so that one chunk is in memory at a time
-        self._choose(state, hidden)
+    def join(self, cache: RowCache, request: GenerationRequest) -> None:
+        for mine, theirs in zip(self._layers, cache.layers, strict=True):
+            mine.join(theirs)
+        self._rows.join(cache.rows[0])
+        self._adapters.append(cache.adapter)
+        self._newest = mx.concatenate([self._newest, mx.array([request.prompt[-1]], mx.int32)])
+        self._sampler.join(request)
+        self._updates = self._model.updates(self._adapters)
 
-    def _advance(self, state: _Decoding) -> None:
-        if state.pending is not None:
-            token, _ = state.pending
-            self._choose(state, self.base.split.body(token.reshape(1, 1), cache=state.cache))
+    def leave(self, index: int) -> None:
+        for layer in self._layers:
+            layer.leave(index)
+        order = moved(len(self._rows), index)
+        self._rows.leave(index)
+        self._adapters = [self._adapters[row] for row in order]
+        self._newest = self._newest[mx.array(order, mx.int32)]
+        self._sampler.leave(index)
+        if self._adapters:
+            self._updates = self._model.updates(self._adapters)
 
-    def _choose(self, state: _Decoding, hidden: Any) -> None:
-        logits = self.base.split.logits(hidden[:, -1])[0]
-        sampling = state.request.sampling
-        state.pending = sample(logits, sampling, number=state.scheduled, seen=state.seen)
-        state.scheduled += 1
-        if state.seen is not None:
-            state.seen = mx.put_along_axis(state.seen, state.pending[0].reshape(1), mx.array([True]), axis=-1)
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+        with explained_memory():
+            self._model.use(self._updates)
+            split = self._model.base.split
+            hidden = split.body(self._newest[:, None], cache=self._layers)
+            self._rows.advance(1)
+            chosen = self._sampler.choose(split.logits(hidden[:, -1]), numbers, allowed)
+            self._newest = chosen.tokens
+            mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
+            return chosen
+
+    def copy(self, index: int) -> RowCache:
+        rows = RowLengths([self._rows[index]])
+        layers = [layer.copied(index, rows) for layer in self._layers]
+        mx.async_eval([layer.arrays() for layer in layers])  # type: ignore[no-untyped-call]
+        return RowCache(self._adapters[index], rows, layers)
+
+    def size(self, cache: RowCache) -> CacheSize:
+        whole = all(layer.kept == layer.longest for layer in cache.layers)
+        return CacheSize(sum(layer.nbytes for layer in cache.layers), 0 if whole else cache.rows[0])

@@ -28,6 +28,12 @@ class LoraWeights(NamedTuple):
     magnitude: Any | None = None  # [out], for DoRA
     norms: Any | None = None  # [out], beside a magnitude: lengths of the rows of W + scale B A, a constant
 
+    def added(self, x: Any, y: Any) -> Any:
+        """y [..., out] of the frozen weights with the update for x [..., in]."""
+        low = (x @ self.a.T.astype(x.dtype)) * self.scale
+        y = y + low @ self.b.T.astype(x.dtype)
+        return y if self.magnitude is None else scale_rows(y, self.magnitude, self.norms)
+
     def trained(self) -> dict[str, Any]:
         """What gradients are taken of, by field."""
         arrays = {"a": self.a, "b": self.b, "magnitude": self.magnitude}
@@ -38,7 +44,7 @@ class LoraWeights(NamedTuple):
 class LoraSlot:
     """What the LoRA layers of one model add in the call under way."""
 
-    active: Mapping[str, LoraWeights] = field(default_factory=dict)  # by module path
+    active: Mapping[str, Any] = field(default_factory=dict)  # by module: `LoraWeights`, or another with its `added`
     dropout: float = 0.0
     keys: Mapping[str, Any] = field(default_factory=dict)  # dropout's random key by module path; none: no dropout
 
@@ -61,10 +67,7 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         y = product(self.base, x)
         update = self.slot.active.get(self.path)
         if update is not None:
-            low = (self._dropped(x) @ update.a.T.astype(x.dtype)) * update.scale
-            y = y + low @ update.b.T.astype(x.dtype)
-            if update.magnitude is not None:
-                y = scale_rows(y, update.magnitude, update.norms)
+            y = update.added(self._dropped(x), y)
         return y + self.base.bias if "bias" in self.base else y
 
     def _dropped(self, x: Any) -> Any:

@@ -15,9 +15,10 @@ from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, Step
 from finetune.engines.base import Generator
 from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.documents import Arranged, arrange_for_workers
-from finetune.engines.mlx.generate import MLXGenerator
+from finetune.engines.mlx.generate import make_generator
 from finetune.engines.mlx.loss import gather, summed_loss
 from finetune.engines.mlx.optimizer import Optimizer
+from finetune.engines.mlx.resident import TrainedModel
 from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
 from finetune.engines.mlx.workers import Workers
@@ -134,7 +135,7 @@ class MLXTrainSession:
 
     def generator(self) -> Generator:
         self._trainable.bind(self._weights)
-        return MLXGenerator(self._base, lambda adapter: None)  # every step leaves its weights bound
+        return make_generator(TrainedModel(self._base))
 
     def weights(self) -> Mapping[str, FloatArray]:
         return {name: np.array(array) for name, array in self._weights.items()}

@@ -38,12 +38,21 @@ def sliding_layers(config: Mapping[str, Any], layers: int) -> list[bool]:
     return [number >= first for number in range(layers)]
 
 
+def _read(cache: Any) -> int:
+    """Tokens that the longest row has read."""
+    if cache is None:
+        return 0
+    return int(cache.longest if hasattr(cache, "longest") else cache.offset)
+
+
 def _windowed(layer_class: type, window: int) -> type:
     from mlx_lm.models.base import create_attention_mask
 
     class Layer(layer_class):  # type: ignore[misc]
+        sliding_window = window
+
         def __call__(self, x: Any, mask: Any = None, cache: Any = None) -> Any:
-            if x.shape[1] + (cache.offset if cache else 0) > window:
+            if x.shape[1] + _read(cache) > window:
                 as_array = isinstance(mask, mx.array)
                 mask = create_attention_mask(x, cache, window_size=window, return_array=as_array)
             return super().__call__(x, mask, cache)
