@@ -5,6 +5,7 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,7 +102,7 @@ class TextTokenizer:
 
     def document(self) -> dict[str, Any]:
         """What `tokenizer.json` would hold: the vocabulary, the merges and every rule."""
-        return dict(json.loads(self._backend.to_str()))
+        return dict(json.loads(self.to_json()))
 
     def split(self, text: str) -> list[str]:
         """The pieces into which the rules cut a text before any merge; the whole text where there are none."""

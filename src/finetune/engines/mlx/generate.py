@@ -38,6 +38,8 @@ def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None =
 class MLXRows:
     """Implements `RowBatch`."""
 
+    works_ahead = True
+
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
         self._windows = compat.cache_windows(model.base.model)
