@@ -1,6 +1,7 @@
 """Reads safetensors and NumPy files into float32 arrays, bfloat16 included, which NumPy has no type for."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, FloatArray]:
 def _read_safetensors(path: Path) -> dict[str, FloatArray]:
     entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     _refuse_types(path, {entry["dtype"] for _, entry in entries} - _TYPES.keys())
-    return {name: _as_float32(entry["data"], entry["dtype"], entry["shape"]) for name, entry in entries}
+    return {name: as_float32(entry["data"], entry["dtype"], entry["shape"]) for name, entry in entries}
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -37,7 +38,8 @@ def tensor_names(path: Path) -> set[str]:
         return set(file.keys())
 
 
-def _as_float32(data: bytes, dtype: str, shape: list[int]) -> FloatArray:
+def as_float32(data: bytes, dtype: str, shape: Sequence[int]) -> FloatArray:
+    """The bytes of a tensor of safetensors' type F64, F32, F16 or BF16 as float32."""
     raw = np.frombuffer(data, dtype=_TYPES[dtype])
     if dtype == "BF16":  # the upper half of a float32
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
@@ -58,7 +60,7 @@ def _read_npz(path: Path) -> dict[str, FloatArray]:
 
 def _from_numpy(array: Any) -> FloatArray:
     if array.dtype == _OPAQUE:
-        return _as_float32(array.tobytes(), "BF16", list(array.shape))
+        return as_float32(array.tobytes(), "BF16", list(array.shape))
     return np.asarray(array, np.float32)
 
 

@@ -95,6 +95,15 @@ class TextTokenizer:
         """The id of a token given by its exact text; None where the vocabulary lacks it."""
         return self._id(text)
 
+    def document(self) -> dict[str, Any]:
+        """What `tokenizer.json` would hold: the vocabulary, the merges and every rule."""
+        return dict(json.loads(self._backend.to_str()))
+
+    def split(self, text: str) -> list[str]:
+        """The pieces into which the rules cut a text before any merge; the whole text where there are none."""
+        splitter = self._backend.pre_tokenizer
+        return [text] if splitter is None else [piece for piece, _range in splitter.pre_tokenize_str(text)]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the vocabulary and its rules."""

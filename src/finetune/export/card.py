@@ -99,9 +99,11 @@ def _checked(comparison: Comparison | None) -> str:
 def difference(comparison: Comparison) -> str:
     """How far an export is from its original, beside how far the base is."""
     limit = "" if comparison.tolerance is None else f"{comparison.tolerance:.0e} allowed: "
-    divergence = comparison.divergence
+    divergence, effect = comparison.divergence, comparison.adapter_effect
+    tuning = f", where the tuning itself changes them by up to {effect:.2g}" if effect else ""
+    base = f", where the untuned base has {divergence.base:.2g}" if effect else ""
+    model = "tuned" if effect else "original"
     return (
-        f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats ({limit}{comparison.reason}), "
-        f"where the tuning itself changes them by up to {comparison.adapter_effect:.2g}; KL divergence from the tuned "
-        f"model {divergence.exported:.1e} nats a token, where the untuned base has {divergence.base:.2g}"
+        f"log-probabilities differ by at most {comparison.largest_difference:.1e} nats ({limit}{comparison.reason})"
+        f"{tuning}; KL divergence from the {model} model {divergence.exported:.1e} nats a token{base}"
     )

@@ -16,7 +16,8 @@ from finetune.adapters.store import adapter_files, read_adapter, read_document
 from finetune.adapters.tensors import NPZ, tensor_names
 from finetune.core.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ExportFormat: TypeAlias = Literal["peft", "mlx", "merged"]
+ExportFormat: TypeAlias = Literal["peft", "mlx", "merged", "gguf", "gguf-lora"]
+GGUF_FORMATS: frozenset[ExportFormat] = frozenset({"gguf", "gguf-lora"})
 _NEEDS_BASE = "Give the base with --model."
 
 

@@ -1,6 +1,6 @@
 """An export must answer like the original: log-probabilities of the same rows are compared."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -66,13 +66,13 @@ class Comparison:
 def scores(session: InferenceSession, batches: Sequence[Batch], *, adapter: str | None = None) -> Scores:
     """Score the batches with the base (None) or an adapter."""
     targets = [session.token_logprobs(batch, adapter=adapter)[batch.loss_mask] for batch in batches]
-    first = session.logprobs(_thinned(batches[0], 1), adapter=adapter)
+    first = session.logprobs(thinned(batches[0], 1), adapter=adapter)
     share = max(1, _DISTRIBUTION_ELEMENTS // first.shape[1] // len(batches))
-    few = [session.logprobs(_thinned(batch, share), adapter=adapter) for batch in batches]
+    few = [session.logprobs(thinned(batch, share), adapter=adapter) for batch in batches]
     return Scores(np.concatenate(targets), np.concatenate(few))
 
 
-def _thinned(batch: Batch, most: int) -> Batch:
+def thinned(batch: Batch, most: int) -> Batch:
     """The same batch, of whose trained positions at most this many, evenly spread, stay."""
     trained = np.flatnonzero(batch.loss_mask)
     chosen = trained[np.linspace(0, len(trained) - 1, min(most, len(trained))).astype(int)]
@@ -90,8 +90,8 @@ def compare(*, base: Scores, original: Scores, exported: Scores, stored_as: str,
     }[stored_as]
     return Comparison(
         tokens=len(original.targets),
-        largest_difference=_largest(exported.targets - original.targets),
-        adapter_effect=_largest(original.targets - base.targets),
+        largest_difference=largest(exported.targets - original.targets),
+        adapter_effect=largest(original.targets - base.targets),
         tolerance=None if requantised else TOLERANCES[stored_as],
         reason="merged weights are quantised again" if requantised else reason,
         divergence=Divergence(
@@ -102,19 +102,20 @@ def compare(*, base: Scores, original: Scores, exported: Scores, stored_as: str,
     )
 
 
-def mean_divergence(p: FloatArray, q: FloatArray) -> float:
+def mean_divergence(p: Iterable[FloatArray], q: Iterable[FloatArray]) -> float:
     """KL(p || q) = sum p (log p - log q), of rows of log-probabilities [N, V]; the mean over the rows, in nats."""
     mean = float(np.mean(list(_divergences(p, q))))
     return float("inf") if np.isnan(mean) else max(0.0, mean)
 
 
-def _divergences(p: FloatArray, q: FloatArray) -> Iterator[float]:
+def _divergences(p: Iterable[FloatArray], q: Iterable[FloatArray]) -> Iterator[float]:
     """Row by row, so that only one row is in double precision at a time."""
     for log_p, log_q in zip(p, q, strict=True):
         wide = log_p.astype(np.float64)
         yield float(np.exp(wide) @ (wide - log_q))
 
 
-def _largest(differences: FloatArray) -> float:
-    largest = float(np.abs(differences).max())
-    return float("inf") if np.isnan(largest) else largest
+def largest(differences: FloatArray) -> float:
+    """The largest absolute value; NaN counts as infinite."""
+    found = float(np.abs(differences).max())
+    return float("inf") if np.isnan(found) else found

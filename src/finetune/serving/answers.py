@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from finetune.generation.answers import Piece
 from finetune.serving.calls import Call
-from finetune.serving.jobs import Piece
 from finetune.serving.logprobs import chat_logprobs, text_logprobs
 from finetune.serving.tools import ToolReader, called
 from finetune.serving.vocabulary import Vocabulary

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from finetune.core.types import GenerationRequest
-from finetune.serving.errors import busy, out_of_time
-from finetune.serving.jobs import AnswerText, Job, Piece, joined
+from finetune.generation.answers import AnswerText, Piece
+from finetune.serving.errors import ApiError, busy, out_of_time
+from finetune.serving.jobs import Job, joined
 from finetune.serving.worker import Worker
 
 
@@ -57,7 +58,7 @@ class Call:
         self._keepalive = keepalive
         self._on_close: Callable[[Call], None] | None = on_close
         self._began = time.monotonic()
-        self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._pieces: asyncio.Queue[tuple[int, Piece | ApiError]] = asyncio.Queue()
         self._open: dict[int, Job] = {}
         self.completion_tokens = 0
         self.first_token_seconds: float | None = None
@@ -115,17 +116,17 @@ class Call:
             if left <= self._keepalive:
                 raise out_of_time(self._timeout) from None
             return None
-        if piece.error is not None:
-            raise piece.error
+        if isinstance(piece, ApiError):
+            raise piece
         return index, piece
 
-    def _deliverer(self, index: int) -> Callable[[Piece], None]:
-        def deliver(piece: Piece) -> None:
+    def _deliverer(self, index: int) -> Callable[[Piece | ApiError], None]:
+        def deliver(piece: Piece | ApiError) -> None:
             if index not in self._open:
                 return  # closed in the meantime
-            if self.first_token_seconds is None and piece.error is None:
+            if self.first_token_seconds is None and isinstance(piece, Piece):
                 self.first_token_seconds = self._open[index].first_token_at - self._began
-            if piece.is_last:
+            if isinstance(piece, ApiError) or piece.finish_reason is not None:
                 self._ended(index)
             self._pieces.put_nowait((index, piece))
 

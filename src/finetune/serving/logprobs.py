@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from finetune.serving.jobs import Token
+from finetune.generation.answers import Token
 from finetune.serving.vocabulary import Vocabulary
 
 # What JSON can say about a probability of zero.

@@ -9,13 +9,13 @@ from finetune.core.errors import FinetuneError
 from finetune.core.types import GenerationRequest, Sampling, TokenConstraint
 from finetune.data.conversations import RowError, parse_messages, parse_tools
 from finetune.data.rows import Message
+from finetune.generation.answers import AnswerText
 from finetune.generation.prompts import Prompter
 from finetune.generation.requests import Prompt
 from finetune.generation.text import Decoder
 from finetune.serving.calls import Choice
 from finetune.serving.catalogue import ServedModel
 from finetune.serving.errors import ApiError, invalid
-from finetune.serving.jobs import AnswerText
 from finetune.serving.schemas import ChatRequest, CompletionRequest, SamplingBody
 
 SEEDS = 2**32

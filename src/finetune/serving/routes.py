@@ -20,7 +20,8 @@ def _service(request: Request) -> Service:
 
 Running = Annotated[Service, Depends(_service)]
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, with `stream`: true."}}}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+_STREAM = {"text/event-stream": {"schema": {**_EVENT, "description": "With `stream`: chunks as JSON, then [DONE]."}}}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

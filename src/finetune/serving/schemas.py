@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from finetune.data.conversations import RowError, parse_tools
 
@@ -13,6 +13,12 @@ MOST_MESSAGES = 10_000
 MOST_BIASES = 1_024
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is the integer 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Absent = Annotated[None, Field(description="Not supported: null or absent.")]
 Off = Annotated[Literal[False] | None, Field(description="Not supported: false, null or absent.")]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -147,13 +153,13 @@ class SamplingBody(Body):
     model: str = Field(min_length=1, max_length=512)
     temperature: float | None = Field(default=None, ge=0, le=2, description="0: the likeliest token; default 1.")
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, description="Extension: 0 is no limit.")
+    top_k: Whole | None = Field(default=None, ge=0, description="Extension: 0 is no limit.")
     min_p: float | None = Field(default=None, ge=0, lt=1, description="Extension.")
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, description="Extension: 1 is none.")
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    seed: Whole | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: Whole | None = Field(default=None, ge=1, le=MOST_CHOICES)
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Label = None
@@ -182,9 +188,9 @@ class ChatRequest(SamplingBody):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: Annotated[Literal[True] | None, Field(description="Not supported: true or absent.")] = None
@@ -226,7 +232,7 @@ class ChatRequest(SamplingBody):
         return self
 
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Tokens = Annotated[list[Annotated[Whole, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
 class CompletionRequest(SamplingBody):
@@ -238,10 +244,10 @@ class CompletionRequest(SamplingBody):
         | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
     )
-    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: Whole | None = Field(default=None, ge=0, le=20)
     echo: Off = None
     suffix: Absent = None
-    best_of: Annotated[Literal[1] | None, Field(description="Not supported: 1, null or absent.")] = None
+    best_of: Annotated[Whole | None, Field(ge=1, le=1, description="Not supported: 1, null or absent.")] = None
 
 
 class LoadAdapter(Body):

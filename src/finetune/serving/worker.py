@@ -16,13 +16,15 @@ from typing import TypeVar
 from finetune.core.errors import FinetuneError, UsageError
 from finetune.core.types import RequestId
 from finetune.engines.base import Generator, InferenceSession
+from finetune.generation.answers import Piece
 from finetune.serving.errors import ApiError, invalid, unavailable
-from finetune.serving.jobs import Job, Piece
+from finetune.serving.jobs import Job
 
 log = logging.getLogger("finetune.serving")
 
 Result = TypeVar("Result")
 OpenSession = Callable[[], AbstractContextManager[InferenceSession]]
+Delivery = tuple[Job, Piece | ApiError]
 
 _STOPPED = "The server is shutting down."
 
@@ -163,10 +165,10 @@ class Worker:
             try:
                 self._active[self._generator.add(job.request)] = job
             except UsageError as error:
-                self._publish([(job, Piece(error=invalid(str(error))))])
+                self._publish([(job, invalid(str(error)))])
 
     def _step(self) -> None:
-        ready: list[tuple[Job, Piece]] = []
+        ready: list[Delivery] = []
         for event in self._generator.step() if self._active else ():
             job = self._active.get(event.request)
             if job is None:
@@ -174,7 +176,7 @@ class Worker:
             piece = job.take(event)
             if piece is not None:
                 ready.append((job, piece))
-                if piece.is_last:
+                if piece.finish_reason is not None:
                     del self._active[event.request]
                     if event.finish_reason is None:
                         self._generator.cancel(event.request)
@@ -188,7 +190,7 @@ class Worker:
                 del self._active[number]
                 self._generator.cancel(number)
 
-    def _publish(self, ready: list[tuple[Job, Piece]]) -> None:
+    def _publish(self, ready: list[Delivery]) -> None:
         if not ready or self._loop is None:
             return
         try:
@@ -200,7 +202,7 @@ class Worker:
         lost = [*self._active.values(), *self._waiting]
         self._active.clear()
         self._waiting.clear()
-        self._publish([(job, Piece(error=error)) for job in lost])
+        self._publish([(job, error) for job in lost])
 
     def _leave(self, reason: str) -> None:
         """Let nothing in any more, and tell everybody who waits."""
@@ -213,6 +215,6 @@ class Worker:
         self._end_all(unavailable(reason))
 
 
-def _deliver(ready: list[tuple[Job, Piece]]) -> None:
+def _deliver(ready: list[Delivery]) -> None:
     for job, piece in ready:
         job.deliver(piece)

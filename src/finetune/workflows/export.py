@@ -1,31 +1,35 @@
 """`ft export`: write a tuned model for other programs, load it again, and compare before it counts as done."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.adapters.naming import mlx_lm_names, require_alike
 from finetune.adapters.store import read_adapter
 from finetune.config.schema import ModelConfig
-from finetune.core.errors import FinetuneError, ModelError, UsageError
-from finetune.core.files import temporary_beside
+from finetune.core.errors import ModelError, UsageError
 from finetune.core.paths import CHAT_TEMPLATE
 from finetune.core.types import Batch
 from finetune.data.batching import evaluation_batches
-from finetune.data.rows import EncodedRow
 from finetune.engines.registry import choose_engine
 from finetune.export.card import model_card
-from finetune.export.formats import ExportFormat, copy_model, is_quantised, stored_type, write_mlx, write_peft
-from finetune.export.probes import PROBE_ROWS, probe_rows
+from finetune.export.formats import (
+    GGUF_FORMATS,
+    ExportFormat,
+    copy_model,
+    is_quantised,
+    stored_type,
+    write_mlx,
+    write_peft,
+)
 from finetune.export.verify import LARGEST_SHARE, Comparison, Scores, compare, scores
 from finetune.models.source import read_config
 from finetune.workflows.card import card_facts
-from finetune.workflows.export_job import Base, ExportRequest, Job, find_job
+from finetune.workflows.export_files import beside
+from finetune.workflows.export_gguf import check_request, export_gguf, export_lora, outputs_of
+from finetune.workflows.export_job import Base, ExportRequest, Job, find_job, probes
 from finetune.workflows.opening import open_session, whole_model
-from finetune.workflows.rows import rows_of_run
-from finetune.workflows.subjects import Subject
 
 OnNotice = Callable[[str], None]
 
@@ -52,6 +56,7 @@ def export(
     checkpoint: str | None = None,
     scale: float | None = None,
     dequantize: bool = False,
+    quantize: str | None = None,
     backend: str | None = None,
     on_notice: OnNotice = lambda _message: None,
 ) -> ExportResult:
@@ -61,11 +66,14 @@ def export(
     rounding explains, or merging into quantised weights loses the tuning, ModelError is raised and nothing is left
     behind. Adapters whose base is not on this machine are converted without a comparison, and that is said.
     `scale` is for files of mlx-lm that do not say theirs; `dequantize` merges a quantised base into a float model.
+    For GGUF `output` is a file, and `what` may be a model; `quantize` is a type such as q8_0 or q4_k_m.
     """
     output = Path(output)
-    _check_output(output)
     request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize, backend)
-    with _beside(output, "original") as scratch, _beside(output, "export") as temporary:
+    if format in GGUF_FORMATS:
+        return _one_file(request, output, quantize, on_notice)
+    _check_output(output)
+    with beside(output, "original") as scratch, beside(output, "export") as temporary:
         job = find_job(request, scratch, on_notice)
         temporary.mkdir(parents=True)
         _write(job, temporary, on_notice)
@@ -82,23 +90,23 @@ def export(
     return ExportResult(output, format, job.base_name, original, comparison, names, size)
 
 
+def _one_file(request: ExportRequest, output: Path, quantize: str | None, on_notice: OnNotice) -> ExportResult:
+    """The exports as GGUF."""
+    scheme = check_request(output, request.format, quantize)
+    with beside(output, "original") as scratch:
+        job = find_job(request, scratch, on_notice)
+        if request.format == "gguf":
+            comparison = export_gguf(job, output, scheme, on_notice)
+        else:
+            comparison = export_lora(job, output, on_notice)
+    files = outputs_of(output, request.format)
+    names, size = tuple(file.name for file in files), sum(file.stat().st_size for file in files)
+    return ExportResult(output, request.format, job.base_name, request.what, comparison, names, size)
+
+
 def _check_output(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"--output {output} exists and is not an empty directory. Choose a new one.")
-
-
-@contextmanager
-def _beside(output: Path, part: str) -> Iterator[Path]:
-    """A directory's name beside the output, of which nothing is left after the block."""
-    temporary = temporary_beside(output.resolve().with_name(f"{output.resolve().name}.{part}"))
-    try:
-        yield temporary
-    except OSError as error:
-        raise FinetuneError(
-            f"{output} cannot be written: {error.strerror or error}. Nothing was left there."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(job: Job, destination: Path, on_notice: OnNotice) -> None:
@@ -156,7 +164,7 @@ def _write_template(job: Job, destination: Path) -> None:
 
 def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comparison:
     """Score the probe rows with the base, the original, and what was written. Raises ModelError where it differs."""
-    rows = _probes(job.subject, base, on_notice)
+    rows = probes(job.subject, base, on_notice)
     batches = list(evaluation_batches(rows, max_rows=1, max_tokens=None, pad_id=base.tokenizer.pad_id))
     config, whole = job.subject.model, whole_model(job.subject.model)
     adapters = {} if job.subject.adapter is None else {"original": job.original}
@@ -179,17 +187,6 @@ def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comp
     )
     _check(comparison)
     return comparison
-
-
-def _probes(subject: Subject, base: Base, on_notice: OnNotice) -> list[EncodedRow]:
-    """The run's own validation rows where they can be had, else built-in texts."""
-    validation: Sequence[EncodedRow] = ()
-    if subject.run is not None:
-        try:
-            validation = rows_of_run(subject.run, base.tokenizer, base.source, samples=0).rows[:PROBE_ROWS]
-        except FinetuneError as error:
-            on_notice(f"Compared on built-in texts, as the run's rows cannot be had: {error}")
-    return probe_rows(validation, base.tokenizer)
 
 
 def _score(

@@ -1,21 +1,26 @@
 """What `ft export` is asked for: what was tuned, and its base where that is on this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.adapters.peft import write_adapter
 from finetune.adapters.store import is_adapter, named_base, read_adapter
 from finetune.config.schema import ModelConfig
-from finetune.core.errors import ModelError, UsageError
+from finetune.core.errors import FinetuneError, ModelError, UsageError
+from finetune.data.rows import EncodedRow
 from finetune.data.templates import Template
 from finetune.data.tokenizer import TextTokenizer
 from finetune.export.formats import ExportFormat, is_quantised
+from finetune.export.probes import PROBE_ROWS, probe_rows
 from finetune.models.source import ModelSource, find_directory
 from finetune.workflows.opening import find_template, resolve_base
+from finetune.workflows.rows import rows_of_run
 from finetune.workflows.subjects import Subject, find_subject, is_run
 
 OnNotice = Callable[[str], None]
+_ADAPTERS: frozenset[ExportFormat] = frozenset({"peft", "mlx", "gguf-lora"})  # formats of an adapter alone
+_CONVERTED: frozenset[ExportFormat] = frozenset({"peft", "mlx"})  # formats that need no base
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,7 @@ def find_job(request: ExportRequest, scratch: Path, on_notice: OnNotice) -> Job:
     Raises UsageError for what does not go together, ModelError for what is not there.
     """
     subject = _subject(request)
-    original = subject.adapter or subject.tuned_model
-    if original is None:
-        raise UsageError(f"{request.what} holds nothing that was tuned. Give a run or an adapter.")
+    original = subject.adapter or subject.tuned_model or _as_it_is(subject, request)
     if subject.adapter is None:
         _check_whole(request)
     else:
@@ -84,19 +87,28 @@ def _subject(request: ExportRequest) -> Subject:
     what, model, checkpoint = request.what, request.model, request.checkpoint
     if is_run(what):
         return find_subject(what, model=model, checkpoint=checkpoint, backend=request.backend)
+    if request.format == "gguf" and not is_adapter(what) and model is None:
+        return find_subject(model=str(what), checkpoint=checkpoint, backend=request.backend)
     nameless = model is None and checkpoint is None and is_adapter(what) and not named_base(what)
-    if nameless and request.format != "merged":  # it can be converted without a base
+    if nameless and request.format in _CONVERTED:  # it can be converted without a base
         return Subject(ModelConfig(name=""), adapter=what)
     return find_subject(model=model, adapter=what, checkpoint=checkpoint, backend=request.backend)
 
 
+def _as_it_is(subject: Subject, request: ExportRequest) -> Path:
+    """A model that was not tuned here, for the formats that convert whole models."""
+    if request.format != "gguf":
+        raise UsageError(f"{request.what} holds nothing that was tuned. Give a run or an adapter.")
+    return resolve_base(subject).path
+
+
 def _check_whole(request: ExportRequest) -> None:
-    if request.format != "merged":
+    if request.format in _ADAPTERS:
         raise UsageError(
-            f"--format {request.format}: this run tuned every weight and has no adapter. Use --format merged."
+            f"--format {request.format}: this run tuned every weight and has no adapter. Use --format merged or gguf."
         )
     if request.scale is not None:
-        raise UsageError(f"--scale {request.scale:g}: this run tuned every weight and has no adapter. Leave it out.")
+        raise UsageError(f"--scale {request.scale:g}: a whole model has no adapter to scale. Leave it out.")
 
 
 def _understood(adapter: Path, scale: float | None, scratch: Path, on_notice: OnNotice) -> Path:
@@ -111,7 +123,7 @@ def _understood(adapter: Path, scale: float | None, scratch: Path, on_notice: On
 
 
 def _base(subject: Subject, request: ExportRequest, on_notice: OnNotice) -> Base | None:
-    if request.model is None and request.format != "merged" and not _is_here(subject.model.name):
+    if request.model is None and request.format in _CONVERTED and not _is_here(subject.model.name):
         name = subject.model.name
         where = f"The base {name} is not on this machine" if name else "The adapter's files name no base"
         on_notice(f"{where}: the adapter is converted, and its predictions are not compared with the original's.")
@@ -136,3 +148,14 @@ def _check_dequantize(request: ExportRequest, base: Base | None) -> None:
         raise UsageError(f"--dequantize has no effect: --format {request.format} merges nothing. Leave it out.")
     if request.dequantize and base is not None and not is_quantised(base.source.config):
         raise UsageError(f"--dequantize has no effect: {base.source.name} is not quantised. Leave it out.")
+
+
+def probes(subject: Subject, base: Base, on_notice: OnNotice) -> list[EncodedRow]:
+    """The run's own validation rows where they can be had, else built-in texts."""
+    validation: Sequence[EncodedRow] = ()
+    if subject.run is not None:
+        try:
+            validation = rows_of_run(subject.run, base.tokenizer, base.source, samples=0).rows[:PROBE_ROWS]
+        except FinetuneError as error:
+            on_notice(f"Compared on built-in texts, as the run's rows cannot be had: {error}")
+    return probe_rows(validation, base.tokenizer)
