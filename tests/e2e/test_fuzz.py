@@ -86,8 +86,8 @@ def _hangs(number: int, frame: FrameType | None) -> None:
 
 
 def ft(*arguments: str) -> Ran:
-    """Run a command in this process, with outputs that take UTF-8 and nothing else, as a terminal's."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    """Run a command in this process, with outputs as `main` makes them."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True) for _ in range(2))
     former = signal.signal(signal.SIGALRM, _hangs)
     signal.alarm(SECONDS)
     try:
@@ -239,5 +239,6 @@ def test_command_lines(folder: Path, words: list[str]) -> None:
     clean(folder)
     ran = ft(*words)
 
-    printable = [word for word in words if len(word) > 1]
-    require_answer(ran, *printable, "Missing", "--help", "outputs", "input")
+    said = [word.encode("utf-8", "backslashreplace").decode() for word in words if len(word) > 1]
+    said += [os.path.basename(word) for word in said if not word.endswith("/")]
+    require_answer(ran, *said, "Missing", "--help", "--", "outputs", "input", "is not a model directory")

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,7 +41,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 class _Nested:
-    """A value whose JSON is deeper than a parser can recurse."""
+    """A value whose JSON is deep: within what a parser can recurse, or beyond it."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
 
 
 ODD_VALUES = st.one_of(
@@ -69,7 +73,7 @@ ODD_VALUES = st.one_of(
         ]
     ),
     st.sampled_from(["user", "assistant", "system", "tool", "function_call", "nobody"]),
-    st.builds(_Nested),
+    st.sampled_from([_Nested(100), _Nested(240), _Nested(480), _Nested(DEEP)]),
     st.recursive(
         st.none() | st.integers() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -79,8 +83,8 @@ ODD_VALUES = st.one_of(
 
 
 def dumped(value: Any) -> str:
-    text = json.dumps(value, default=lambda _: "@deep@")
-    return text.replace('"@deep@"', '{"a":[' * DEEP + "1" + "]}" * DEEP)
+    text = json.dumps(value, default=lambda nested: f"@deep{nested.depth}@")
+    return re.sub('"@deep([0-9]+)@"', lambda found: '{"a":[' * int(found[1]) + "1" + "]}" * int(found[1]), text)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
