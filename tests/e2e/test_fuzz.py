@@ -240,5 +240,5 @@ def test_command_lines(folder: Path, words: list[str]) -> None:
     ran = ft(*words)
 
     said = [word.encode("utf-8", "backslashreplace").decode() for word in words if len(word) > 1]
-    said += [os.path.basename(word) for word in said if not word.endswith("/")]
+    said += [Path(word).name for word in said if not word.endswith("/")]
     require_answer(ran, *said, "Missing", "--help", "--", "outputs", "input", "is not a model directory")

@@ -5,6 +5,7 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
