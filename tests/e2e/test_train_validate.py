@@ -37,8 +37,10 @@ def test_rows_steps_and_memory_are_counted(config: Path) -> None:
     # 18 rows in steps of 4 are 5 steps, the last of 2 rows; two epochs are 10.
     assert (found["steps_per_epoch"], found["steps"]) == (5, 10)
     # Rank 2 on two layers of 4 modules [32, 32] and 3 of [32, 48]; the base has 34,272 parameters of 4 bytes.
-    trainable = found["trainable_parameters"]
-    assert (trainable, found["memory_bytes"] - trainable * 16) == (2 * 2 * (4 * 64 + 3 * 80), 4 * 34_272)
+    trainable, parts = found["trainable_parameters"], found["memory"]["parts"]
+    assert (trainable, parts["weights"]) == (2 * 2 * (4 * 64 + 3 * 80), 4 * 34_272)
+    assert (parts["trained"], parts["optimizer"]) == (8 * trainable, 8 * trainable)
+    assert found["memory"]["predicted_bytes"] > sum(parts.values()) - parts["libraries"]
     assert found["sources"]["lora.rank"] == "run.yml:4"
 
 

@@ -1,5 +1,6 @@
 """`ft generate` and `ft chat` with the real engine on a tiny model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,52 @@ def test_a_prompt_that_is_given_is_continued_as_published(shared: Path) -> None:
     prompt = "Once upon a time"
     ran = ft("generate", "--model", shared / "models/stories260K", "--prompt", prompt, "--max-tokens", 40, "--json")
     assert ran.json["text"].startswith(", there was a little girl named Lily. She loved to play outside in the park.")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows = [{"prompt": "Hello"}, {"messages": [{"role": "user", "content": "Hi there, you"}]}, {"prompt": "Hello"}]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return file
+
+
+def test_prompts_of_a_file_are_answered_as_each_would_be_alone(model: Path, questions: Path, tmp_path: Path) -> None:
+    asked = ["--model", model, "--max-tokens", 9, "--temperature", 1.0, "--seed", 4]
+    alone = ft("generate", *asked, "--prompt", "Hello", "--json").json
+    written = tmp_path / "answers.jsonl"
+    ran = ft("generate", *asked, "--input", questions, "--output", written, "--json")
+    rows = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()]
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert rows[0]["text"] == rows[2]["text"] == alone["text"]
+    assert rows[1]["messages"] == [{"role": "user", "content": "Hi there, you"}]
+    assert ran.json["tokens"] == sum(row["tokens"] for row in rows)
+    assert "3 answers" in ran.err
+
+
+def test_prompts_come_through_a_pipe_and_answers_in_their_order(model: Path) -> None:
+    asked = ["generate", "--model", model, "--max-tokens", 5]
+    lines = ft(*asked, "--json", stdin="Hello\n\nHi\n")
+    rows = [json.loads(line) for line in lines.out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["Hello", "Hi"]
+    shown = ft(*asked, "--input", "-", stdin="Hello\nHi\n")
+    assert shown.out == "".join(f"{row['text']}\n\n" for row in rows)
+    whole = ft(*asked, "--prompt", "-", "--json", stdin="Hello\nHi")
+    assert whole.json["prompt"] == "Hello\nHi"
+
+
+def test_wrong_files_of_prompts_end_with_a_message(model: Path, questions: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("fine\n" + "x" * 300 + "\n", encoding="utf-8")
+    wrong: list[tuple[list[object], int, str]] = [
+        (["--input", tmp_path / "none.txt"], 1, "none.txt cannot be read"),
+        (["--input", questions, "--prompt", "Hi"], 2, "both given"),
+        (["--prompt", "Hi", "--output", tmp_path / "a.jsonl"], 2, "--output is for a file of prompts"),
+        (["--input", questions, "--output", questions], 2, "is the file of the prompts"),
+        (["--input", questions, "--output", tmp_path / "no" / "a.jsonl"], 2, "cannot be written"),
+        (["--input", long], 2, "long.txt:2: The prompt has"),
+    ]
+    for arguments, code, message in wrong:
+        ran = ft("generate", "--model", model, *arguments)
+        assert (ran.code, message in ran.err, ran.out) == (code, True, ""), (arguments, ran)
+    assert len(questions.read_text(encoding="utf-8").splitlines()) == 3

@@ -49,7 +49,10 @@ Dequantize = Annotated[
 Quantize = Annotated[
     str | None,
     typer.Option(
-        "--quantize", "-q", help="Of gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, ...; default: the base's."
+        "--quantize",
+        "-q",
+        help="Of gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, ... (default: the base's); of mlx: 4bit or "
+        "8bit, which writes the whole model.",
     ),
 ]
 
@@ -79,6 +82,7 @@ def export(
       ft export outputs/mine --format gguf --quantize q4_k_m --output my-model.gguf
       ft export outputs/mine --format gguf-lora --output my-adapter.gguf
       ft export outputs/mine --format mlx --output my-adapter --checkpoint best
+      ft export outputs/mine --format mlx --quantize 4bit --output my-model-4bit
       ft export path/to/adapter --model MODEL --format peft --output for-peft
       ft export mlx/adapters --checkpoint 100 --format peft --output for-peft
       ft export outputs/quantised-base --format merged --dequantize --output my-model

@@ -10,9 +10,10 @@ from finetune.cli.console import JsonOption, count, new_group, print_json, print
 from finetune.cli.downloads import download_bar, say_pulled
 
 if TYPE_CHECKING:
-    from finetune.models.info import ModelInfo
+    from finetune.workflows.models import DescribedModel
 
 app = new_group()
+TITLES = {"lora": "LoRA", "full": "full"}
 
 
 @app.callback()
@@ -79,7 +80,7 @@ def info(
     """
     from finetune.workflows.models import model_info
 
-    found = model_info(model)
+    found = model_info(model, rank=rank)
     if json:
         print_json(_document(found, rank))
         return
@@ -114,7 +115,8 @@ def pull(
     typer.echo(f"Tune it: ft train quick {pulled.name} YOUR_DATA")
 
 
-def _document(info: "ModelInfo", rank: int) -> dict[str, Any]:
+def _document(found: "DescribedModel", rank: int) -> dict[str, Any]:
+    info, memory = found.info, found.memory
     adapter = info.lora_parameters(rank)
     return {
         "name": info.source.name,
@@ -136,13 +138,15 @@ def _document(info: "ModelInfo", rank: int) -> dict[str, Any]:
             "share": adapter / (info.parameters + adapter),
             "adapter_bytes": adapter * 4,
         },
-        "memory_bytes": {"lora": info.lora_memory_bytes(rank), "full": info.full_memory_bytes},
+        "memory_bytes": None if memory is None else {method: plan.arrays for method, plan in memory.items()},
     }
 
 
-def _lines(info: "ModelInfo", rank: int) -> list[tuple[str, str]]:
-    document = _document(info, rank)
-    lora, memory = document["lora"], document["memory_bytes"]
+def _lines(found: "DescribedModel", rank: int) -> list[tuple[str, str]]:
+    from finetune.workflows.models import LENGTH, ROWS
+
+    info, document = found.info, _document(found, rank)
+    lora, memory = document["lora"], document["memory_bytes"] or {}
     stored = f"{info.dtype}, {info.bits} bits" if info.bits else info.dtype
     return [
         ("model", document["path"]),
@@ -157,6 +161,8 @@ def _lines(info: "ModelInfo", rank: int) -> list[tuple[str, str]]:
             f"{lora['trainable']:,} trainable parameters ({lora['share']:.2%}) in {lora['modules']} linear modules",
         ),
         ("adapter file", size(lora["adapter_bytes"])),
-        ("memory, LoRA", f"about {size(memory['lora'])} and activations"),
-        ("memory, full", f"about {size(memory['full'])} and activations"),
+        *(
+            (f"memory, {TITLES[method]}", f"about {size(peak)} at the peak of steps of {ROWS} rows of {LENGTH} tokens")
+            for method, peak in memory.items()
+        ),
     ]

@@ -13,7 +13,6 @@ from finetune.cli.console import (
     print_json,
     print_table,
     quiet_output,
-    size,
 )
 from finetune.cli.rows import ShowOption, print_rows, rows_document
 from finetune.config.layers import profile_names
@@ -299,7 +298,7 @@ def _show(result: "TrainingResult", *, json: bool) -> None:
 
 
 def _show_validation(found: "Validation") -> None:
-    data, plan, memory = found.prepared.data, found.prepared.plan, found.memory
+    data, plan = found.prepared.data, found.prepared.plan
     rows, packing = data.report.rows, found.prepared.config.training.packing
     lines = [
         ("model", f"{found.prepared.source.path} ({found.prepared.source.model_type})"),
@@ -312,10 +311,10 @@ def _show_validation(found: "Validation") -> None:
         ("template", data.template.name),
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"),
     ]
-    if memory is not None:
-        lines.append(("trainable", f"{memory.trainable:,} parameters"))
-        lines.append(("memory", f"about {size(memory.bytes)} and activations"))
+    if found.trainable is not None:
+        lines.append(("trainable", f"{found.trainable:,} parameters"))
     print_table(("", ""), lines)
+    typer.echo(f"\n{found.memory_sentence}")
     _list("Values that were not given", found.notices)
     _list("Advice", found.advice)
     typer.echo("\nThe configuration and the data are in order.")

@@ -34,6 +34,13 @@ def memory_limit() -> int | None:
     return int(limit) if limit and limit.isdigit() and int(limit) < psutil.virtual_memory().total else None
 
 
+def resident_memory() -> int:
+    """Bytes that this process holds now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_memory() -> int:
     """Bytes that this process could still take, without those that it holds already."""
     import psutil

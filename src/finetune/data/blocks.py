@@ -99,6 +99,12 @@ def text_encoding(path: Path, head: bytes) -> str:
     return "UTF-8 with BOM" if head.startswith(_BOM) else "UTF-8"
 
 
+def decode_text(path: Path, content: bytes) -> str:
+    """The text of a file that is in memory. Raises DataError for what is not UTF-8; `path` is for messages."""
+    text_encoding(path, content)
+    return _without_mark(Block(content, 1, 0)).text(path)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Readable]:
     """The file, uncompressed as it is read. Raises DataError for what cannot be read or is damaged."""

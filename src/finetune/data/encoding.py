@@ -87,7 +87,7 @@ def read_chunk(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadC
 
 
 def _no_tokens(encoder: Encoder | None) -> tuple[TokenArray, BoolArray]:
-    return np.empty(0, token_type(encoder.tokenizer.vocab_size if encoder else 0)), np.empty(0, np.bool_)
+    return np.empty(0, token_type(encoder.tokenizer.largest_id if encoder else 0)), np.empty(0, np.bool_)
 
 
 def _examples(

@@ -178,7 +178,7 @@ def cache_key(source: SourceFile, columns: Mapping[str, str], encoder: Encoder |
 
 def ids_type(encoder: Encoder | None) -> type[np.uint16] | type[np.int32]:
     """The type of the stored ids."""
-    return token_type(encoder.tokenizer.vocab_size if encoder else 0)
+    return token_type(encoder.tokenizer.largest_id if encoder else 0)
 
 
 def _first_chunk(source: SourceFile, columns: Mapping[str, str]) -> tuple[str | None, npt.NDArray[Any]]:

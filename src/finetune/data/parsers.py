@@ -51,9 +51,26 @@ class BrokenLines:
 JSON_ADVICE = "Correct or delete them; every line must be one JSON object"
 
 
+def parse_json(path: Path, text: str) -> list[tuple[int, Any]]:
+    """The rows of a text that is in memory: an array, an object that holds one, or lines. `path` is for messages."""
+    if text.lstrip().startswith("["):
+        return list(array_rows(path, [text]))
+    value = _object(text)
+    if value is not None:
+        return list(_with_key(text, value).rows(path))
+    broken = BrokenLines()
+    rows = list(_lines(path, text, 1, broken))
+    broken.refuse(path, JSON_ADVICE)
+    return rows
+
+
 def json_lines(path: Path, block: Block, broken: BrokenLines) -> Rows:
     """The rows of some lines of JSONL; lines that are not JSON go to `broken`."""
-    for number, line in enumerate(block.text(path).split("\n"), start=block.line):
+    return _lines(path, block.text(path), block.line, broken)
+
+
+def _lines(path: Path, text: str, first: int, broken: BrokenLines) -> Rows:
+    for number, line in enumerate(text.split("\n"), start=first):
         if not line.strip():
             continue
         try:
@@ -89,6 +106,10 @@ def single_object(path: Path) -> JsonObject | None:
     value = parsed[0] if len(start) == 1 else _object(text)
     if value is None:
         return None
+    return _with_key(text, value)
+
+
+def _with_key(text: str, value: dict[str, Any]) -> JsonObject:
     return JsonObject(text, value, next((name for name in _CONTAINERS if _holds_rows(value.get(name))), None))
 
 

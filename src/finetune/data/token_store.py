@@ -110,9 +110,9 @@ def checksum(ids: TokenArray, mask: BoolArray) -> int:
     return zlib.crc32(mask.tobytes(), zlib.crc32(ids.tobytes()))
 
 
-def token_type(vocabulary: int) -> type[np.uint16] | type[np.int32]:
+def token_type(largest_id: int) -> type[np.uint16] | type[np.int32]:
     """The smallest type that holds every id."""
-    return np.uint16 if vocabulary <= 2**16 else np.int32
+    return np.uint16 if largest_id < 2**16 else np.int32
 
 
 class MappedFile:

@@ -195,6 +195,14 @@ class Engine(Protocol):
         """FLOP/s of a matrix product of the size that training meets, measured now, in well under a second."""
         ...
 
+    def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
+        """How many parts of a step are computed side by side, each with activations of its own."""
+        ...
+
+    def free_memory(self, model: ModelConfig) -> int:
+        """Bytes that arrays could still take where `model.device` computes."""
+        ...
+
     def open_training(
         self,
         model: Path,
@@ -230,4 +238,12 @@ class Engine(Protocol):
         trained on, and is written in the type of its files. A base whose files are quantised is quantised again
         like them, or with `dequantize` written in a floating point type.
         """
+        ...
+
+
+class Packer(Protocol):
+    """Writes models in the few bits of MLX's own files."""
+
+    def __call__(self, model: Path, *, bits: int, destination: Path) -> None:
+        """Fill `destination` with the floating point model of a directory, packed as mlx-lm packs it."""
         ...

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from finetune.config.schema import ModelConfig, RunConfig
 from finetune.core.errors import ConfigError, ModelError, UsageError
-from finetune.engines.base import Engine, Feature
+from finetune.engines.base import Engine, Feature, Packer
 from finetune.engines.features import FEATURES
 from finetune.models.source import find_directory, read_config
 
@@ -86,6 +86,14 @@ def load_engine(choice: EngineChoice) -> Engine:
         raise UsageError(
             f"The {choice.name} engine ({choice.reason}) cannot be loaded: {error}. {HOW_TO_INSTALL[choice.name]}"
         ) from error
+
+
+def load_packer() -> Packer:
+    """What writes MLX's quantised files, whichever engine trained. Raises UsageError where MLX is not installed."""
+    load_engine(EngineChoice("mlx", "MLX's files are written by MLX"))
+    from finetune.engines.mlx.packed_copy import write_packed
+
+    return write_packed
 
 
 def is_installed(name: EngineName) -> bool:

@@ -34,6 +34,13 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 mlx-lm loads it as it is: `mlx_lm.load("path/to/this/directory")`. Or `ft generate --model path/to/this/directory
 --prompt "..."`.""",
 }
+_PACKED = """```python
+from mlx_lm import generate, load
+
+model, tokenizer = load("path/to/this/directory")
+```
+
+Or `ft generate --model path/to/this/directory --prompt "..."`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class CardFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
+    packed: bool = False  # a whole model in MLX's quantised form
 
 
 def model_card(facts: CardFacts) -> str:
@@ -59,7 +67,7 @@ def model_card(facts: CardFacts) -> str:
         _section("Method", facts.method),
         _section("Data", facts.data),
         _section("Figures", facts.figures),
-        "## How to load it\n\n" + _LOADING[facts.format].format(base=base),
+        "## How to load it\n\n" + (_PACKED if facts.packed else _LOADING[facts.format].format(base=base)),
         f"Prompts are rendered by the template `{facts.template}`." if facts.template else "",
         _checked(facts.comparison),
     ]
@@ -67,7 +75,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    library = {"peft": "peft", "mlx": "mlx", "merged": "transformers"}[facts.format]
+    library = "mlx" if facts.packed else {"peft": "peft", "mlx": "mlx", "merged": "transformers"}[facts.format]
     base = f"base_model: {facts.base}\n" if facts.base else ""
     return f"---\n{base}library_name: {library}\ntags:\n- finetune\n---"
 

@@ -13,8 +13,8 @@ from finetune.engines.base import Generator
 from finetune.generation.answers import AnswerText
 from finetune.generation.text import Decoder
 
-# Requests that decode together: enough to fill a small machine, few enough to bound the memory of their caches.
-TOGETHER = 16
+# Requests that a generator is given at once: more than it decodes together, so that another waits when one ends.
+TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,20 @@ def answer_all(generator: Generator, requests: Sequence[TextRequest], decoder: D
     """The answers, in the order of the requests."""
     answers = {piece.index: piece.answer for piece in stream(generator, requests, decoder) if piece.answer}
     return [answers[index] for index in range(len(requests))]
+
+
+def in_order(pieces: Iterator[TextPiece]) -> Iterator[TextPiece]:
+    """The same pieces, those of each request only when all requests before it are answered."""
+    held: dict[int, list[TextPiece]] = {}
+    current = 0
+    for piece in pieces:
+        held.setdefault(piece.index, []).append(piece)
+        while current in held:
+            ready = held.pop(current)
+            yield from ready
+            if ready[-1].answer is None:
+                break
+            current += 1
 
 
 def _engine_request(request: TextRequest) -> GenerationRequest:

@@ -24,10 +24,6 @@ QUANTIZATION_TABLES = ("scales", "biases")
 # Types in safetensors' terms.
 DTYPES: Mapping[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
-# Bytes a trained parameter needs beside itself: gradient, and Adam's two moments in float32.
-MOMENTS_BYTES = 8
-FLOAT32_BYTES = 4
-
 
 @dataclass(frozen=True, slots=True)
 class LinearModule:
@@ -58,26 +54,6 @@ class ModelInfo:
         """Trainable parameters of LoRA on all linear modules."""
         return sum(module.lora_parameters(rank) for module in self.linear_modules)
 
-    def lora_memory_bytes(self, rank: int) -> int:
-        """LoRA on all linear modules; without activations."""
-        return self.memory_bytes_with(self.lora_parameters(rank))
-
-    def memory_bytes_with(self, adapter_parameters: int) -> int:
-        """Base as stored, adapter, its gradient and its moments in float32; without activations."""
-        return self.weight_bytes + adapter_parameters * (2 * FLOAT32_BYTES + MOMENTS_BYTES)
-
-    def saved_by_quantizing(self, bits: int) -> int:
-        """Bytes that linear weights need less in `bits` bits; half a bit a weight goes to the scales of its group."""
-        if self.bits is not None:
-            return 0
-        linear = sum(module.in_features * module.out_features for module in self.linear_modules)
-        return int(linear * (self.weight_bytes / max(1, self.parameters) - (bits + 0.5) / 8))
-
-    @property
-    def full_memory_bytes(self) -> int:
-        """Weights and gradient as stored, moments in float32; without activations."""
-        return 2 * self.weight_bytes + self.parameters * MOMENTS_BYTES
-
 
 def stored_dtype(path: Path) -> Dtype:
     """The floating point type that most tensors of a model directory are stored in. Raises as `read_weights` does."""
@@ -87,7 +63,7 @@ def stored_dtype(path: Path) -> Dtype:
 
 def stored_bits(config: Mapping[str, Any]) -> str | None:
     """How a `config.json` says its files are quantised: "4 bits", the name of a method, or None for plain ones."""
-    bits = _quantization(config)[1]
+    bits = quantization_of(config)[1]
     if bits is not None:
         return f"{bits} bits"
     other = config.get("quantization_config")
@@ -98,7 +74,7 @@ def describe_model(source: ModelSource) -> ModelInfo:
     """Read the headers of a resolved model. Raises ModelError as `read_weights` does."""
     tensors = read_weights(source.path)
     by_name = {tensor.name: tensor for tensor in tensors}
-    group, bits = _quantization(source.config)
+    group, bits = quantization_of(source.config)
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += _elements(tensor, by_name, group)
@@ -113,7 +89,7 @@ def describe_model(source: ModelSource) -> ModelInfo:
     )
 
 
-def _quantization(config: Mapping[str, Any]) -> tuple[int, int | None]:
+def quantization_of(config: Mapping[str, Any]) -> tuple[int, int | None]:
     """Group size and bits of an MLX-quantised base; bits is None for a plain one."""
     found = config.get("quantization") or {}
     if not isinstance(found, dict) or not isinstance(found.get("bits"), int):

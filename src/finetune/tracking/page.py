@@ -83,10 +83,14 @@ def figures_of(report: Mapping[str, Any]) -> list[Figure]:
     return [
         *figures,
         Figure("Speed", f"{report['tokens_per_second']:,.0f} tok/s", "real tokens, no padding"),
-        Figure("Peak memory", f"{report['peak_memory_gb']:.2f} GB"),
+        Figure("Peak memory", f"{report['peak_memory_gb']:.2f} GB", _predicted(report["memory"]["predicted_bytes"])),
         Figure("Time", duration(float(report["training_time_seconds"])), f"{report['steps']:,} steps"),
         Figure("Trained parameters", f"{parameters['trainable']:,}", f"{share:.2%} of {parameters['total']:,}"),
     ]
+
+
+def _predicted(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e9:.2f} GB were predicted"
 
 
 def samples_of(events: Sequence[Mapping[str, Any]]) -> list[Sample]:

@@ -24,6 +24,7 @@ class RunFacts:
     parameters: ParameterCount
     rows: RowCounts
     validation_rows: int
+    memory: Mapping[str, Any]  # predicted and observed peak in bytes, and the parts of the prediction
 
 
 def make_report(state: TrainingState, facts: RunFacts, *, reason: str, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def make_report(state: TrainingState, facts: RunFacts, *, reason: str, result: M
         "accuracy": state.best_accuracy,
         "training_time_seconds": state.elapsed_seconds,
         "peak_memory_gb": state.peak_memory_bytes / BYTES_PER_GB,
+        "memory": dict(facts.memory),
         "parameters": asdict(facts.parameters),
         "rows": asdict(facts.rows),
         "validation_rows": facts.validation_rows,

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.adapters.naming import mlx_lm_names, require_alike
@@ -12,7 +12,7 @@ from finetune.core.errors import ModelError, UsageError
 from finetune.core.paths import CHAT_TEMPLATE
 from finetune.core.types import Batch
 from finetune.data.batching import evaluation_batches
-from finetune.engines.registry import choose_engine
+from finetune.engines.registry import choose_engine, load_packer
 from finetune.export.card import model_card
 from finetune.export.formats import (
     GGUF_FORMATS,
@@ -66,21 +66,26 @@ def export(
     rounding explains, or merging into quantised weights loses the tuning, ModelError is raised and nothing is left
     behind. Adapters whose base is not on this machine are converted without a comparison, and that is said.
     `scale` is for files of mlx-lm that do not say theirs; `dequantize` merges a quantised base into a float model.
-    For GGUF `output` is a file, and `what` may be a model; `quantize` is a type such as q8_0 or q4_k_m.
+    For GGUF `output` is a file, and `what` may be a model. `quantize` is one of its types, such as q8_0 or q4_k_m, or
+    4bit or 8bit for a whole model in MLX's packed form.
     """
     output = Path(output)
-    request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize, backend)
+    request = ExportRequest(Path(what), format, model, checkpoint, scale, dequantize, quantize, backend)
     if format in GGUF_FORMATS:
-        return _one_file(request, output, quantize, on_notice)
+        return _one_file(request, output, on_notice)
     _check_output(output)
     with beside(output, "original") as scratch, beside(output, "export") as temporary:
         job = find_job(request, scratch, on_notice)
         temporary.mkdir(parents=True)
-        _write(job, temporary, on_notice)
+        if job.bits is None:
+            _write(job, temporary, on_notice)
+        else:
+            _pack(job, job.bits, temporary)
         comparison = None if job.base is None else _compared(job, job.base, temporary, on_notice)
         facts = card_facts(
             job.subject, format=format, title=output.resolve().name, base=job.base_name, comparison=comparison
         )
+        facts = replace(facts, packed=job.bits is not None)
         (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
         temporary.rename(output.resolve())
     files = sorted(path for path in output.rglob("*") if path.is_file())
@@ -90,9 +95,9 @@ def export(
     return ExportResult(output, format, job.base_name, original, comparison, names, size)
 
 
-def _one_file(request: ExportRequest, output: Path, quantize: str | None, on_notice: OnNotice) -> ExportResult:
+def _one_file(request: ExportRequest, output: Path, on_notice: OnNotice) -> ExportResult:
     """The exports as GGUF."""
-    scheme = check_request(output, request.format, quantize)
+    scheme = check_request(output, request.format, request.quantize)
     with beside(output, "original") as scratch:
         job = find_job(request, scratch, on_notice)
         if request.format == "gguf":
@@ -122,13 +127,28 @@ def _write(job: Job, destination: Path, on_notice: OnNotice) -> None:
         for notice in write_mlx(job.original, destination, base=job.base_name, layers=layers, names=names):
             on_notice(notice)
     elif job.base is not None:
-        choose_engine(job.subject.model).merge(
-            job.base.source.path,
-            model_config=job.subject.model,
-            adapter=job.original,
-            destination=destination,
-            dequantize=job.dequantize,
-        )
+        _merge(job, job.base, destination, dequantize=job.dequantize)
+    _write_template(job, destination)
+
+
+def _merge(job: Job, base: Base, destination: Path, *, dequantize: bool) -> None:
+    choose_engine(job.subject.model).merge(
+        base.source.path,
+        model_config=job.subject.model,
+        adapter=job.original,
+        destination=destination,
+        dequantize=dequantize,
+    )
+
+
+def _pack(job: Job, bits: int, destination: Path) -> None:
+    """Fill `destination` with the whole model in MLX's packed form; the merged one lies beside it meanwhile."""
+    whole = job.original
+    with beside(destination, "merged") as scratch:
+        if job.subject.adapter is not None and job.base is not None:
+            _merge(job, job.base, scratch, dequantize=is_quantised(job.base.source.config))
+            whole = scratch
+        load_packer()(whole, bits=bits, destination=destination)
     _write_template(job, destination)
 
 
@@ -168,14 +188,14 @@ def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comp
     batches = list(evaluation_batches(rows, max_rows=1, max_tokens=None, pad_id=base.tokenizer.pad_id))
     config, whole = job.subject.model, whole_model(job.subject.model)
     adapters = {} if job.subject.adapter is None else {"original": job.original}
-    if job.format != "merged":
+    if not job.is_whole:
         found = _score(config, base.source.path, batches, {**adapters, "exported": exported})
         stored_as, requantised = "float32", False
     else:
         found = _score(config, base.source.path, batches, adapters)
         if not adapters:
             found["original"] = _score(whole, job.original, batches, {})[None]
-        found["exported"] = _score(whole, exported, batches, {})[None]
+        found["exported"] = _score(_readable(whole, job), exported, batches, {})[None]
         stored_as = "float32" if not adapters else stored_type(exported)
         requantised = is_quantised(read_config(exported))
     comparison = compare(
@@ -185,8 +205,13 @@ def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comp
         stored_as=stored_as,
         requantised=requantised,
     )
-    _check(comparison)
+    _check(comparison, _MORE_BITS if job.bits is not None else _FLOAT)
     return comparison
+
+
+def _readable(config: ModelConfig, job: Job) -> ModelConfig:
+    """How to load what was written: only MLX reads its packed form."""
+    return config if job.bits is None else config.model_copy(update={"backend": "mlx", "device": "auto"})
 
 
 def _score(
@@ -197,7 +222,12 @@ def _score(
         return {name: scores(session, batches, adapter=name) for name in (None, *adapters)}
 
 
-def _check(comparison: Comparison) -> None:
+_FLOAT = "Merge into a float model with --dequantize, or keep base and adapter apart (--format peft or mlx)."
+_MORE_BITS = "Take 8bit, or write a float model with --format merged."
+
+
+def _check(comparison: Comparison, cure: str) -> None:
+    """Raises ModelError where the export does not answer like the original; `cure` is for what few bits lose."""
     if comparison.holds:
         return
     if comparison.tolerance is None:
@@ -205,8 +235,7 @@ def _check(comparison: Comparison) -> None:
         raise ModelError(
             f"The tuning does not survive this merge: quantised again, the merged model is {divergence.exported:.2g} "
             f"nats a token away from the tuned one (KL divergence), and the untuned base {divergence.base:.2g}. "
-            f"At most {LARGEST_SHARE:.0%} of that is allowed. Nothing was left there. Merge into a float model with "
-            "--dequantize, or keep base and adapter apart (--format peft or mlx)."
+            f"At most {LARGEST_SHARE:.0%} of that is allowed. Nothing was left there. {cure}"
         )
     raise ModelError(
         f"The export does not answer like the original: log-probabilities differ by up to "

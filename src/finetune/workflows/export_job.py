@@ -11,7 +11,7 @@ from finetune.core.errors import FinetuneError, ModelError, UsageError
 from finetune.data.rows import EncodedRow
 from finetune.data.templates import Template
 from finetune.data.tokenizer import TextTokenizer
-from finetune.export.formats import ExportFormat, is_quantised
+from finetune.export.formats import GGUF_FORMATS, ExportFormat, is_quantised
 from finetune.export.probes import PROBE_ROWS, probe_rows
 from finetune.models.source import ModelSource, find_directory
 from finetune.workflows.opening import find_template, resolve_base
@@ -20,6 +20,7 @@ from finetune.workflows.subjects import Subject, find_subject, is_run
 
 OnNotice = Callable[[str], None]
 _ADAPTERS: frozenset[ExportFormat] = frozenset({"peft", "mlx", "gguf-lora"})  # formats of an adapter alone
+_MLX_BITS = {"4bit": 4, "8bit": 8}
 _CONVERTED: frozenset[ExportFormat] = frozenset({"peft", "mlx"})  # formats that need no base
 
 
@@ -33,6 +34,7 @@ class ExportRequest:
     checkpoint: str | None = None
     scale: float | None = None
     dequantize: bool = False
+    quantize: str | None = None
     backend: str | None = None
 
 
@@ -54,6 +56,12 @@ class Job:
     original: Path  # an adapter, or a whole model
     base: Base | None
     dequantize: bool = False
+    bits: int | None = None  # of MLX's files, into which the whole model is packed
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a directory with a whole model is written, and not an adapter."""
+        return self.format == "merged" or self.bits is not None
 
     @property
     def base_name(self) -> str:
@@ -80,7 +88,24 @@ def find_job(request: ExportRequest, scratch: Path, on_notice: OnNotice) -> Job:
     _check_dequantize(request, base)
     if subject.adapter is not None:
         subject = replace(subject, adapter=original)
-    return Job(request.format, subject, original, base, request.dequantize)
+    return Job(request.format, subject, original, base, request.dequantize, _bits(request))
+
+
+def _is_converted(request: ExportRequest) -> bool:
+    """Whether an adapter is only written in another form, which takes no base."""
+    return request.format in _CONVERTED and _bits(request) is None
+
+
+def _bits(request: ExportRequest) -> int | None:
+    """How many bits MLX's files shall have. Raises UsageError for another number, or another format."""
+    wanted = request.quantize
+    if wanted is None or request.format in GGUF_FORMATS:
+        return None
+    if request.format != "mlx":
+        raise UsageError(f"--quantize {wanted} has no effect on --format {request.format}: use it with gguf or mlx.")
+    if wanted not in _MLX_BITS:
+        raise UsageError(f"--quantize {wanted}: MLX's files have {' or '.join(_MLX_BITS)} here.")
+    return _MLX_BITS[wanted]
 
 
 def _subject(request: ExportRequest) -> Subject:
@@ -90,7 +115,7 @@ def _subject(request: ExportRequest) -> Subject:
     if request.format == "gguf" and not is_adapter(what) and model is None:
         return find_subject(model=str(what), checkpoint=checkpoint, backend=request.backend)
     nameless = model is None and checkpoint is None and is_adapter(what) and not named_base(what)
-    if nameless and request.format in _CONVERTED:  # it can be converted without a base
+    if nameless and _is_converted(request):  # it can be converted without a base
         return Subject(ModelConfig(name=""), adapter=what)
     return find_subject(model=model, adapter=what, checkpoint=checkpoint, backend=request.backend)
 
@@ -103,7 +128,7 @@ def _as_it_is(subject: Subject, request: ExportRequest) -> Path:
 
 
 def _check_whole(request: ExportRequest) -> None:
-    if request.format in _ADAPTERS:
+    if request.format in _ADAPTERS and _bits(request) is None:
         raise UsageError(
             f"--format {request.format}: this run tuned every weight and has no adapter. Use --format merged or gguf."
         )
@@ -123,7 +148,7 @@ def _understood(adapter: Path, scale: float | None, scratch: Path, on_notice: On
 
 
 def _base(subject: Subject, request: ExportRequest, on_notice: OnNotice) -> Base | None:
-    if request.model is None and request.format in _CONVERTED and not _is_here(subject.model.name):
+    if request.model is None and _is_converted(request) and not _is_here(subject.model.name):
         name = subject.model.name
         where = f"The base {name} is not on this machine" if name else "The adapter's files name no base"
         on_notice(f"{where}: the adapter is converted, and its predictions are not compared with the original's.")

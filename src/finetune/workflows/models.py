@@ -1,13 +1,21 @@
 """List the models on this machine, and describe one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.errors import ModelError, UsageError
+from finetune.engines.registry import choose
 from finetune.hub import cache
-from finetune.models.info import ModelInfo, describe_model
+from finetune.models.architecture import Architecture, read_architecture
+from finetune.models.info import ModelInfo, describe_model, stored_dtype
 from finetune.models.source import DEMO, DEMO_DIRECTORY, resolve_model
+from finetune.planning.memory import MemoryPlan, plan_memory
+from finetune.planning.runs import Surroundings, planned_run
+from finetune.planning.steps import BatchSize
+
+ROWS, LENGTH = 4, 512  # of the steps whose peak is told with a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,35 @@ def _listed(name: str, origin: str) -> ListedModel:
     )
 
 
-def model_info(name: str) -> ModelInfo:
+@dataclass(frozen=True, slots=True)
+class DescribedModel:
+    """What the files of one model say, and the peaks of tuning it (`TUNED`); None where its sizes are not known."""
+
+    info: ModelInfo
+    memory: Mapping[str, MemoryPlan] | None  # by method
+
+
+def model_info(name: str, *, rank: int) -> DescribedModel:
     """Everything that the files of one model say. Raises ModelError."""
-    return describe_model(resolve_model(name))
+    info = describe_model(resolve_model(name))
+    architecture = read_architecture(info.source.config)
+    if architecture is None:
+        return DescribedModel(info, None)
+    methods = ("lora",) if info.bits else ("lora", "full")
+    return DescribedModel(info, {method: _plan(info, architecture, method, rank) for method in methods})
+
+
+def _plan(info: ModelInfo, architecture: Architecture, method: str, rank: int) -> MemoryPlan:
+    """The peak in the type of the files, on the engine that would be chosen."""
+    config = ModelConfig(name=info.source.name, dtype=stored_dtype(info.source.path))
+    training = TrainingConfig.model_validate({"method": method, "batch_size": ROWS})
+    run = planned_run(
+        architecture,
+        BatchSize(ROWS * LENGTH, ROWS * LENGTH, LENGTH, ROWS * LENGTH),
+        Surroundings(stored_dtype(info.source.path), on_cpu=False),
+        model=config,
+        training=training,
+        lora=LoraConfig(rank=rank),
+        engine=choose(config).name,
+    )
+    return plan_memory(architecture, run)

@@ -46,6 +46,11 @@ class Preparation:
         wanted = self.config.model.device
         return self.engine.info().device if wanted == "auto" else wanted
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether arrays are in the process's own memory."""
+        return self.device.startswith("cpu")
+
     def engine_notice(self) -> str:
         """What runs this, why, where, in which type and with which layout of rows."""
         rows = "end to end" if self.config.training.packing else "side by side"

@@ -10,12 +10,14 @@ from finetune.core.events import Listener, Notice
 from finetune.core.files import write_atomically
 from finetune.core.paths import CHAT_TEMPLATE, RunPaths
 from finetune.core.types import ParameterCount
+from finetune.planning.memory import MemoryPlan
 from finetune.tracking.metrics_log import read_events, to_text
 from finetune.tracking.page import render_page
 from finetune.tracking.report import RunFacts, make_report
 from finetune.training.checkpoints import copy_result, damage
 from finetune.training.state import TrainingState
 from finetune.training.trainer import Outcome
+from finetune.workflows.memory import memory_record
 from finetune.workflows.preparation import Preparation
 from finetune.workflows.record import read_record
 
@@ -27,6 +29,7 @@ class Finisher:
     paths: RunPaths
     prepared: Preparation
     parameters: ParameterCount
+    memory: MemoryPlan | None
     emit: Listener
 
     def finish(self, outcome: Outcome) -> Mapping[str, Any]:
@@ -39,7 +42,7 @@ class Finisher:
             copy_result(self.paths.checkpoint(step), self.place)
             self._leave_template()
             result = {"path": self.place.name, "step": step, "chosen": chosen}
-            report = make_report(outcome.state, self._facts(), reason=outcome.reason, result=result)
+            report = make_report(outcome.state, self._facts(outcome.state), reason=outcome.reason, result=result)
             write_atomically(self.paths.report, to_text(report))
         except OSError as error:
             raise TrainingError(
@@ -83,7 +86,7 @@ class Finisher:
         self.emit(Notice(level="warning", message=message))
         return state.step, "last"
 
-    def _facts(self) -> RunFacts:
+    def _facts(self, state: TrainingState) -> RunFacts:
         prepared = self.prepared
         return RunFacts(
             engine=prepared.engine.name,
@@ -94,4 +97,5 @@ class Finisher:
             parameters=self.parameters,
             rows=prepared.data.report.rows,
             validation_rows=len(prepared.data.validation),
+            memory=memory_record(self.memory, prepared, state.peak_memory_bytes),
         )

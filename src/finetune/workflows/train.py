@@ -19,6 +19,7 @@ from finetune.core.events import Listener, Notice, RunFinished, RunStarted
 from finetune.core.files import write_atomically
 from finetune.core.paths import RunPaths
 from finetune.engines.base import TrainSession
+from finetune.planning.memory import MemoryPlan
 from finetune.tracking.metrics_log import MetricsLog, to_text
 from finetune.tracking.sinks import Broadcast
 from finetune.tracking.text_log import TextLog
@@ -26,6 +27,7 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
+from finetune.workflows.memory import memory_plan, memory_sentence, memory_warning
 from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.pull import OnNotice, bring
 from finetune.workflows.record import run_record
@@ -70,10 +72,12 @@ def train(
     check_new(directory)
     loaded = bring(loaded, _said_by(listeners))
     prepared = prepare(loaded)
+    memory, said = _announce_memory(prepared, listeners)
     with _open_session(prepared) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))
         with held(paths):
-            return _Run(paths, prepared, session, listeners).go(None, notices=_notices(prepared, session))
+            run = _Run(paths, prepared, session, listeners, memory)
+            return run.go(None, said=said, notices=_notices(prepared, session))
 
 
 def resume(run: Path | str, *, overrides: Sequence[str] = (), listeners: Sequence[Listener] = ()) -> TrainingResult:
@@ -108,6 +112,7 @@ def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[L
     loaded = bring(loaded, _said_by(listeners))
     prepared = prepare(loaded)
     warnings = refuse_changes(paths, prepared)
+    memory, said = _announce_memory(prepared, listeners)
     with held(paths), _open_session(prepared) as session:
         checkpoints = Checkpoints(paths, prepared.config.output.keep_checkpoints)
         checkpoints.clean()
@@ -117,7 +122,20 @@ def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[L
             Notice(level="info", message=prepared.engine_notice()),
             *(Notice(level="warning", message=message) for message in warnings),
         ]
-        return _Run(paths, prepared, session, listeners).go(start, notices=notices)
+        return _Run(paths, prepared, session, listeners, memory).go(start, said=said, notices=notices)
+
+
+def _announce_memory(
+    prepared: Preparation, listeners: Sequence[Listener]
+) -> tuple[MemoryPlan | None, Sequence[Notice]]:
+    """The plan, told to the listeners before weights are loaded, and what they were told."""
+    plan = memory_plan(prepared)
+    said = [Notice(level="info", message=memory_sentence(plan, prepared))]
+    if warning := memory_warning(plan, prepared):
+        said.append(Notice(level="warning", message=warning))
+    for notice in said:
+        Broadcast(listeners)(notice)
+    return plan, said
 
 
 def _said_by(listeners: Sequence[Listener]) -> OnNotice:
@@ -154,11 +172,17 @@ class _Run:
     prepared: Preparation
     session: TrainSession
     listeners: Sequence[Listener]
+    memory: MemoryPlan | None
 
-    def go(self, start: StartingPoint | None, *, notices: Sequence[Notice]) -> TrainingResult:
-        """Train from `start` (None: from the first step) to the end, and leave the results."""
+    def go(self, start: StartingPoint | None, *, said: Sequence[Notice], notices: Sequence[Notice]) -> TrainingResult:
+        """Train from `start` (None: from the first step) to the end, and leave the results.
+
+        What the listeners were `said` already is only logged.
+        """
         with closing(MetricsLog(self.paths.metrics)) as metrics, closing(TextLog(self.paths.log)) as log:
             emit = Broadcast([metrics, log, *self.listeners])
+            for notice in said:
+                Broadcast([metrics, log])(notice)
             for notice in notices:
                 emit(notice)
             if start is not None:
@@ -189,7 +213,7 @@ class _Run:
                 f"Go on with: ft train --resume {self.paths.root}",
                 outcome.signal,
             )
-        finisher = Finisher(self.paths, self.prepared, self.session.parameters, emit)
+        finisher = Finisher(self.paths, self.prepared, self.session.parameters, self.memory, emit)
         report = finisher.finish(outcome)
         emit(RunFinished(step=state.step, reason=outcome.reason, seconds=state.elapsed_seconds, summary=dict(report)))
         finisher.write_page(report)

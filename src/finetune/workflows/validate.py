@@ -9,28 +9,25 @@ from finetune.adapters.targets import LinearShape, choose_ranks
 from finetune.config.advice import advise
 from finetune.config.load import LoadedConfig
 from finetune.config.schema import RunConfig
+from finetune.models.architecture import read_architecture
 from finetune.models.info import ModelInfo, describe_model
+from finetune.planning.memory import MemoryPlan
+from finetune.planning.runs import count_adapters
 from finetune.training.run_directory import check_new
+from finetune.workflows.memory import memory_plan, memory_record, memory_sentence, memory_warning
 from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.record import engine_record
 from finetune.workflows.starting_adapter import starting_notices
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """Bytes for the base, what is trained, its gradient and the optimizer; activations come on top."""
-
-    trainable: int  # parameters
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Validation:
-    """A run that could start: what it would read, do and need. `memory` is None for weights drawn at random."""
+    """A run that could start: what it would read, do and need."""
 
     loaded: LoadedConfig
     prepared: Preparation
-    memory: MemoryNeed | None
+    trainable: int | None  # parameters; None where neither files nor config.json tell
+    memory: MemoryPlan | None  # None for an architecture whose sizes are not known
     advice: tuple[str, ...]
 
     @property
@@ -38,6 +35,11 @@ class Validation:
         """What was inferred."""
         prepared = self.prepared
         return (*prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
+
+    @property
+    def memory_sentence(self) -> str:
+        """The predicted peak with its parts."""
+        return memory_sentence(self.memory, self.prepared)
 
     def record(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -53,8 +55,8 @@ class Validation:
             "validation_rows": len(data.validation),
             "steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "trainable_parameters": self.memory.trainable if self.memory else None,
-            "memory_bytes": self.memory.bytes if self.memory else None,
+            "trainable_parameters": self.trainable,
+            "memory": memory_record(self.memory, self.prepared),
             "config": self.prepared.config.model_dump(mode="json"),
             "sources": {key: str(source) for key, source in self.loaded.sources.items()},
             "notices": list(self.notices),
@@ -70,20 +72,23 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     prepared = prepare(loaded)
     if config.model.init == "pretrained":
         prepared.engine.module_paths(prepared.source.path)  # refuses files that do not fit their config.json
-    return Validation(loaded, prepared, memory_need(prepared), _advice(prepared))
+    trainable, memory = trainable_parameters(prepared), memory_plan(prepared)
+    warning = memory_warning(memory, prepared)
+    return Validation(loaded, prepared, trainable, memory, (*_advice(prepared), *([warning] if warning else [])))
 
 
-def memory_need(prepared: Preparation) -> MemoryNeed | None:
-    """From the headers of the weights. Raises ConfigError for LoRA targets that match nothing."""
+def trainable_parameters(prepared: Preparation) -> int | None:
+    """From the headers of the weights, or from config.json. Raises ConfigError for LoRA targets that match nothing."""
     config = prepared.config
-    if config.model.init == "random":
+    if config.model.init == "pretrained":
+        info = describe_model(prepared.source)
+        return info.parameters if config.training.method == "full" else _adapter_parameters(config, info)
+    architecture = read_architecture(prepared.source.config)
+    if architecture is None:
         return None
-    info = describe_model(prepared.source)
     if config.training.method == "full":
-        return MemoryNeed(info.parameters, info.full_memory_bytes)
-    trainable = _adapter_parameters(config, info)
-    saved = info.saved_by_quantizing(int(config.model.quantization[0])) if config.model.quantization else 0
-    return MemoryNeed(trainable, info.memory_bytes_with(trainable) - saved)
+        return architecture.parameters
+    return count_adapters(architecture, config.lora, use_dora=config.training.method == "dora").parameters
 
 
 def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:

@@ -1,18 +1,23 @@
 """Requests through a bigram model: ends, limits, seeds, order."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.fake_inference import BOS, EOS, BigramGenerator, ByteTokenizer, chain, table
 
 from finetune.core.errors import UsageError
 from finetune.core.types import Sampling
 from finetune.generation.requests import (
     TOGETHER,
+    Answer,
     AnswerOptions,
     Prompt,
+    TextPiece,
     TextRequest,
     answer_all,
     check_options,
     fit_to_context,
+    in_order,
     stream,
 )
 
@@ -108,3 +113,15 @@ def test_a_limit_that_greedy_decoding_would_ignore_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--top-p, --top-k would do nothing at temperature 0"):
         check_options(AnswerOptions(sampling=Sampling(top_p=0.9, top_k=5)))
     check_options(AnswerOptions(sampling=Sampling(temperature=0.7, top_p=0.9, top_k=5)))
+
+
+@given(st.permutations([0, 0, 1, 1, 2, 2, 3]))
+def test_pieces_in_order_are_those_of_one_request_after_the_other(order: list[int]) -> None:
+    left = {index: order.count(index) for index in order}
+    pieces = []
+    for index in order:
+        left[index] -= 1
+        answer = None if left[index] else Answer("", (), "stop")
+        pieces.append(TextPiece(index, f"{index}.{left[index]}", answer))
+    ordered = list(in_order(iter(pieces)))
+    assert [piece.text for piece in ordered] == ["0.1", "0.0", "1.1", "1.0", "2.1", "2.0", "3.0"]

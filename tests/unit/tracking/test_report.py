@@ -25,6 +25,7 @@ FACTS = RunFacts(
     parameters=ParameterCount(10, 1000),
     rows=RowCounts(read=100, trained=80, validation=10, dropped=1, truncated=2, duplicates=3, undesirable=6),
     validation_rows=10,
+    memory={"predicted_bytes": 1_400_000_000, "observed_bytes": 1_500_000_000},
 )
 STATE = TrainingState(
     step=20,
@@ -81,6 +82,7 @@ def test_its_figures_follow_from_the_state():
     assert found["tokens_per_second"] == 2500.0
     assert found["perplexity"] == pytest.approx(math.e)
     assert found["peak_memory_gb"] == 1.5
+    assert found["memory"] == {"predicted_bytes": 1_400_000_000, "observed_bytes": 1_500_000_000}
 
 
 def test_without_an_evaluation_perplexity_is_of_the_training_loss():

@@ -5,9 +5,11 @@ Both are pinned exactly in pyproject.toml; a new version is tried by changing th
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,16 @@ def quantize_like(model: Any, config: Mapping[str, Any], weights: Mapping[str, A
         mode=settings.get("mode", "affine"),
         class_predicate=layer,
     )
+
+
+def save_packed(model: Any, config: Mapping[str, Any], *, bits: int, group: int, destination: Path) -> None:
+    """Pack a model as mlx-lm does and write its weights and config.json."""
+    from mlx_lm.utils import quantize_model, save_config, save_model
+
+    with redirect_stdout(StringIO()):  # it prints how many bits a weight has
+        packed, document = quantize_model(model, dict(config), group, bits)
+    save_model(destination, packed, donate_model=True)
+    save_config(document, destination / "config.json")
 
 
 def new_cache(model: Any) -> list[Any]:

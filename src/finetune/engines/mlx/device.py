@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from finetune.config.schema import ModelConfig
+from finetune.core import machine
 from finetune.core.errors import UsageError
 from finetune.core.types import Dtype
 from finetune.engines.memory import memory_ran_out
@@ -76,6 +77,21 @@ def matmul_rate(dtype: Dtype) -> float:
         mx.eval(left @ right.T)
         best = min(best, time.perf_counter() - begin)
     return 2.0 * rows * _SIDE * _SIDE / best
+
+
+def free_memory(name: str) -> int:
+    """Bytes that arrays could still take on the device that `model.device` means.
+
+    Metal shares the machine's memory and keeps some of it for others; of a CUDA card MLX tells the size only.
+    """
+    free = machine.free_memory()
+    if pick_device(name) == mx.cpu:
+        return free
+    held = int(mx.get_active_memory())
+    info = mx.device_info()
+    if mx.metal.is_available():
+        return min(free, int(info["max_recommended_working_set_size"]) - held)
+    return int(info["memory_size"]) - held if "memory_size" in info else free
 
 
 @contextmanager

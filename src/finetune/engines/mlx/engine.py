@@ -18,6 +18,7 @@ from finetune.engines.mlx.lora import linear_paths
 from finetune.engines.mlx.merge import merge_adapter
 from finetune.engines.mlx.train import MLXTrainSession
 from finetune.engines.mlx.trainable import FullTrainable, LoraTrainable, Trainable
+from finetune.engines.mlx.workers import useful_workers
 
 
 class MLXEngine:
@@ -44,6 +45,12 @@ class MLXEngine:
 
     def matmul_rate(self, dtype: Dtype) -> float:
         return device.matmul_rate(dtype)
+
+    def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
+        return useful_workers(training, on_cpu=device.pick_device(model.device) == mx.cpu)
+
+    def free_memory(self, model: ModelConfig) -> int:
+        return device.free_memory(model.device)
 
     def open_training(
         self,

@@ -13,6 +13,7 @@ from finetune.config.schema import TrainingConfig
 from finetune.core.errors import TrainingError
 from finetune.core.types import Batch, FloatArray, LossSum, ParameterCount, StepResult
 from finetune.engines.base import Generator
+from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.documents import Arranged, arrange_for_workers
 from finetune.engines.mlx.generate import make_generator
@@ -21,7 +22,7 @@ from finetune.engines.mlx.optimizer import Optimizer
 from finetune.engines.mlx.resident import TrainedModel
 from finetune.engines.mlx.scoring import batch_loss, calls_of
 from finetune.engines.mlx.trainable import Trainable, Weights
-from finetune.engines.mlx.workers import Workers
+from finetune.engines.mlx.workers import Workers, useful_workers
 from finetune.engines.state_file import read_state, write_state
 
 
@@ -58,7 +59,7 @@ class MLXTrainSession:
         self._calls = 0
         self._summed = summed_loss(self._base.split.head, self._base.vocabulary, training.label_smoothing)
         self._gradient = mx.value_and_grad(self._loss)
-        self._workers = Workers(training.batch_size if training.method != "full" else 1)
+        self._workers = Workers(useful_workers(training, on_cpu=compat.on_cpu()))
         mx.eval(self._weights, self._state)
 
     @property

@@ -15,19 +15,28 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from finetune.engines.mlx import compat
+from finetune.config.schema import TrainingConfig
 from finetune.engines.mlx.blas import load_openblas
 
 T = TypeVar("T")
 
 
-class Workers:
-    """At most `most` workers, and no more than the device has use for."""
+def useful_workers(training: TrainingConfig, *, on_cpu: bool) -> int:
+    """Graphs to compute side by side: one for each thread of the BLAS, where there are rows enough.
 
-    def __init__(self, most: int) -> None:
-        self._library: Any = load_openblas().library if compat.on_cpu() else None
-        threads = self._library.openblas_get_num_threads() if self._library else 1
-        self.count = max(1, min(most, threads))
+    One for full tuning, because each has gradients of its own.
+    """
+    library: Any = load_openblas().library if on_cpu else None
+    threads = library.openblas_get_num_threads() if library else 1
+    return 1 if training.method == "full" else max(1, min(training.batch_size, threads))
+
+
+class Workers:
+    """`count` workers; more than one need OpenBLAS."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._library: Any = load_openblas().library if count > 1 else None
         self._streams = [mx.new_thread_unsafe_stream(mx.cpu) for _ in range(self.count)] if self.count > 1 else []
 
     def evaluate(self, builds: Sequence[Callable[[], list[T]]]) -> list[list[T]]:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from finetune.config.schema import ModelConfig
+from finetune.core import machine
 from finetune.core.errors import UsageError
 from finetune.core.types import Dtype
 from finetune.engines.memory import memory_ran_out
@@ -97,6 +98,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that arrays could still take there: of the GPU, or of the memory that it shares with the CPU."""
+    free = machine.free_memory()
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(free, torch.mps.recommended_max_memory()) if device.type == "mps" else free
 
 
 @contextmanager

@@ -49,6 +49,12 @@ class TorchEngine:
     def matmul_rate(self, dtype: Dtype) -> float:
         return device.matmul_rate(dtype)
 
+    def graphs(self, model: ModelConfig, training: TrainingConfig) -> int:
+        return 1
+
+    def free_memory(self, model: ModelConfig) -> int:
+        return device.free_memory(device.pick_device(model.device))
+
     def open_training(
         self,
         model: Path,

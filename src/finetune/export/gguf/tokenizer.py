@@ -59,7 +59,7 @@ def read_vocabulary(model: Path, tokenizer: TextTokenizer, rows: int, *, opens_s
         found = _sentencepiece(model, document, rows)
         if _puts_space_first(document) and opens_special:  # llama.cpp would put it behind that token, too
             found = replace(found, adds_space=False)
-    return replace(found, notices=(*_known_differences(document, found.adds_space), *_surplus(document, rows)))
+    return replace(found, notices=(*_known_differences(document, found), *_surplus(document, rows)))
 
 
 def _is_sentencepiece(document: Mapping[str, Any]) -> bool:
@@ -94,8 +94,10 @@ def _sentencepiece(model: Path, document: Mapping[str, Any], rows: int) -> Vocab
 def _score(text: str, kind: TokenKind, known: Mapping[str, float]) -> float:
     if kind is TokenKind.UNUSED:
         return _UNUSED_SCORE
-    if kind in {TokenKind.CONTROL, TokenKind.USER_DEFINED}:
+    if kind is TokenKind.CONTROL:
         return _ADDED_SCORE
+    if kind is TokenKind.USER_DEFINED:  # such as runs of spaces, which merges make too
+        return known.get(text, _ADDED_SCORE)
     return known.get(text, _UNUSED_SCORE if kind is TokenKind.NORMAL else 0.0)
 
 
@@ -151,12 +153,14 @@ def _puts_space_first(document: Mapping[str, Any]) -> bool:
     return any(part.get("prepend_scheme") == "first" for part in _parts(document.get("pre_tokenizer")))
 
 
-def _known_differences(document: Mapping[str, Any], adds_space: bool | None) -> Iterator[str]:
+def _known_differences(document: Mapping[str, Any], found: Vocabulary) -> Iterator[str]:
     """What this tokenizer does and llama.cpp does not, one sentence each."""
+    if found.splitting == "tekken":
+        yield "llama.cpp cuts marks off their letters (Hindi, Thai, accents of their own): tokens there differ."
     kinds = {part.get("type") for part in _parts(document.get("normalizer"))}
     if kinds & {"NFC", "NFKC"}:
         yield "llama.cpp composes no accents (NFC): a letter and an accent of its own become other tokens than here."
-    if _puts_space_first(document) and adds_space:
+    if _puts_space_first(document) and found.adds_space:
         yield "llama.cpp puts a space behind every special token, not only in front of a text: tokens there differ."
     elif _puts_space_first(document):
         yield "llama.cpp puts no space in front of a text that no special token opens: raw prompts differ in one token."

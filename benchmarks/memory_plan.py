@@ -1,0 +1,174 @@
+"""Predicted against observed peaks of training steps, each in a process of its own.
+
+Usage: python benchmarks/memory_plan.py [--only TEXT] [--json FILE]
+
+Models are random, in the shapes of real architectures and small enough for any machine. A run is two steps of rows of
+one length. MLX counts arrays; PyTorch on a CPU is measured by the resident size of the process.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8192, "tie_word_embeddings": True,
+    },
+    "llama-deep": {
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 24,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 32768, "tie_word_embeddings": True,
+    },
+    "qwen2": {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 6,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 32768, "tie_word_embeddings": True,
+    },
+    "gemma2": {
+        "model_type": "gemma2", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "head_dim": 128,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32768, "query_pre_attn_scalar": 128,
+        "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "n_embd": 768, "n_layer": 8, "n_head": 12, "n_positions": 2048, "n_ctx": 2048,
+        "layer_norm_epsilon": 1e-5, "vocab_size": 32768,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run to predict and to observe."""
+
+    model: str
+    engine: str
+    method: str = "lora"
+    rows: int = 4
+    length: int = 512
+    rank: int = 16
+    quantization: str | None = None
+    dtype: str = "float32"
+    recompute: bool = False
+
+    @property
+    def name(self) -> str:
+        quantized = f" {self.quantization}" if self.quantization else ""
+        again = " recomputed" if self.recompute else ""
+        size = f"r{self.rank} {self.rows}x{self.length} {self.dtype}"
+        return f"{self.engine} {self.model} {self.method} {size}{quantized}{again}"
+
+
+def cases() -> list[Case]:
+    """Architectures, methods, batches, lengths and engines, each against a base of the others."""
+    found = []
+    for engine in ("mlx", "pytorch"):
+        base = Case("llama", engine)
+        found += [replace(base, model=model) for model in SHAPES]
+        found += [
+            replace(base, rows=1, length=1024),
+            replace(base, rows=8, length=256),
+            replace(base, rows=2, length=2048),
+            replace(base, rows=16),
+            replace(base, method="dora"),
+            replace(base, method="full"),
+            replace(base, model="qwen2", method="full", rows=2),
+            replace(base, quantization="4bit", model="qwen2"),
+            replace(base, quantization="8bit", model="llama-deep"),
+            replace(base, recompute=True, rows=8),
+            replace(base, model="llama-deep", recompute=True),
+            replace(base, rank=64),
+        ]
+    torch = Case("llama", "pytorch", dtype="bfloat16")
+    return [*found, torch, replace(torch, model="llama-deep"), replace(torch, model="qwen2", rows=8)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Case(**json.loads(arguments.measure)))))
+        return
+    results = []
+    for case in cases():
+        if arguments.only in case.name:
+            results.append(run(case))
+            found = results[-1]
+            print(
+                f"{case.name:62} predicted {found['predicted'] / 2**20:7,.0f} MiB  observed "
+                f"{found['observed'] / 2**20:7,.0f}  ratio {found['ratio']:.2f}",
+                flush=True,
+            )
+    off = [abs(result["ratio"] - 1.0) for result in results]
+    print(f"{len(off)} cases: largest error {max(off):.1%}, median {median(off):.1%}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def run(case: Case) -> dict[str, Any]:
+    options = {name: getattr(case, name) for name in Case.__slots__}
+    command = [sys.executable, __file__, "--measure", json.dumps(options)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"case": case.name, **found, "ratio": found["predicted"] / found["observed"]}
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Two steps in this process."""
+    import numpy as np
+
+    from finetune.adapters.lora import seeded_init
+    from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
+    from finetune.core.types import Batch
+    from finetune.engines.registry import choose_engine
+    from finetune.models.architecture import read_architecture
+    from finetune.planning.memory import plan_memory
+    from finetune.planning.runs import Surroundings, planned_run
+    from finetune.planning.steps import largest_batch
+
+    config = SHAPES[case.model] | {"architectures": ["Any"], "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
+    architecture = read_architecture(config)
+    assert architecture is not None
+    model = ModelConfig.model_validate(
+        {"name": "x", "backend": case.engine, "dtype": case.dtype, "quantization": case.quantization, "init": "random"}
+    )
+    training = TrainingConfig.model_validate(
+        {"method": case.method, "batch_size": case.rows, "gradient_checkpointing": case.recompute}
+    )
+    lora = LoraConfig(rank=case.rank)
+    engine = choose_engine(model)
+    row = (
+        np.random.default_rng(0)
+        .integers(3, architecture.vocabulary, size=(case.rows, case.length + 1))
+        .astype(np.int32)
+    )
+    shape = (case.rows, case.length)
+    positions = np.tile(np.arange(case.length, dtype=np.int32), (case.rows, 1))
+    batch = Batch(row[:, :-1], row[:, 1:], np.ones(shape, np.bool_), positions, np.ones(shape, np.int32))
+    run = planned_run(
+        architecture, largest_batch([batch]), Surroundings(case.dtype, on_cpu=True), model=model, training=training,
+        lora=lora, engine=engine.name, graphs=engine.graphs(model, training),
+    )  # fmt: skip
+    plan = plan_memory(architecture, run)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        session = engine.open_training(
+            Path(folder), model_config=model, training=training, lora=lora, init=seeded_init(0)
+        )
+        for _ in range(2):
+            session.step([batch], learning_rate=1e-4).result()
+        observed = session.peak_memory_bytes()
+    parts = {name: getattr(plan, name) for name in type(plan).__slots__}
+    return {"predicted": plan.arrays if case.engine == "mlx" else plan.total, "observed": observed, "parts": parts}
+
+
+if __name__ == "__main__":
+    main()

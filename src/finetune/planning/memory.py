@@ -1,0 +1,63 @@
+"""How much memory a run needs at most, from sizes alone: before any weight is read.
+
+Every term is counted from what the engines keep (`pytorch.py`, `mlx.py`), not fitted to runs.
+`benchmarks/memory_plan.py` compares predictions with observed peaks; docs/memory.md has the table.
+"""
+
+from dataclasses import dataclass
+
+from finetune.models.architecture import Architecture
+from finetune.planning import mlx, pytorch
+from finetune.planning.planned import FLOAT32, PlannedRun
+
+_ENGINES = {"mlx": mlx, "pytorch": pytorch}
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes at the peak, by what they are for."""
+
+    weights: int
+    trained: int  # adapters or float32 masters, their gradients
+    optimizer: int
+    activations: int
+    logits: int
+    holes: int  # freed memory that the C library keeps
+    libraries: int
+
+    @property
+    def arrays(self) -> int:
+        """What MLX and CUDA count."""
+        return self.weights + self.trained + self.optimizer + self.activations + self.logits
+
+    @property
+    def total(self) -> int:
+        """Of the whole process."""
+        return self.arrays + self.holes + self.libraries
+
+
+def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
+    """The peak of a training step, with everything that stays around it.
+
+    A step needs most either in the loss, with the activations of all layers and a chunk of logits, or in the backward
+    pass of its last layer. MLX lets go of the logits while that is under way, so that both count.
+    """
+    engine = _ENGINES[run.engine]
+    trained = model.parameters if run.method == "full" else run.adapter_parameters
+    in_place = run.method == "full" and run.value_bytes == FLOAT32
+    kept = engine.kept(model, run)
+    logits = engine.logits(model, run)
+    layer = (kept.inner + kept.narrow) * run.tokens * run.value_bytes
+    before = model.layers * (model.width * run.tokens * run.value_bytes if run.recompute else layer)
+    last = layer * run.recompute + kept.passing * run.tokens * run.value_bytes + engine.unpacked(model, run)
+    if run.engine == "pytorch":
+        logits, last = (logits, 0) if logits > last else (0, last)
+    return MemoryPlan(
+        weights=engine.weights(model, run),
+        trained=(1 if in_place else 2) * FLOAT32 * trained,
+        optimizer=run.moments * FLOAT32 * trained,
+        activations=int(before + last),
+        logits=logits,
+        holes=engine.holes(model, run, kept, logits),
+        libraries=engine.libraries(run),
+    )

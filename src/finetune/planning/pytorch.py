@@ -1,0 +1,115 @@
+"""What the PyTorch engine keeps of a training step, counted in values of each token.
+
+transformers' modules run unchanged, so autograd decides what is kept: the inputs of products with an adapter and of
+functions that are not linear. Norms, attention, products with adapters and the loss are this project's own.
+"""
+
+from finetune.models.architecture import Architecture
+from finetune.planning.planned import FLOAT32, Kept, PlannedRun
+
+LIBRARIES = 360 * 2**20  # of a process that has loaded a model of no size
+MODEL_CLASSES = 90 * 2**20  # of those, what is imported with the model and at the first step
+_LOGITS = 7 << 20  # values that go through the loss together
+_FEWEST_ROWS = 64
+_SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, themselves in 8 bits
+
+# PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a step
+# frees is not filled by the next array of that size. Blocks above the limit are mapped one by one, and leave no hole.
+_HOLES = 0.4
+_LARGEST_IN_HEAP = {False: 32 * 2**20, True: 4 * 2**20}  # by `returns_memory`
+
+
+def kept(model: Architecture, run: PlannedRun) -> Kept:
+    """By each layer; passing are the gradients of the two factors of the feed-forward product and of hidden states."""
+    narrow = 2 * model.width + _norms(model, run) + _attention(model, run) + run.ranks
+    if run.method == "dora":
+        narrow += _adapted_products(model, run)
+    # GPT-2's GELU is six operations, of which five keep something; other models gate with one function.
+    inner = (4 if model.gated else 5) * model.inner
+    return Kept(inner, narrow, 2 * model.inner + 2 * model.width)
+
+
+def _norms(model: Architecture, run: PlannedRun) -> float:
+    """What norms give to products, and what those that follow a product read.
+
+    A trained norm is transformers' own, in float32: it keeps what it read, if in 16 bits, and what it normed twice.
+    """
+    values = float(model.norms * model.width)
+    if model.query_norms:
+        values += model.query_width + model.kv_width
+    if run.method == "full" and model.gated:
+        float_copies = 0.0 if run.value_bytes == FLOAT32 else FLOAT32 / run.value_bytes
+        values += (1 + float_copies) * model.norms * model.width
+    return values
+
+
+def _attention(model: Architecture, run: PlannedRun) -> float:
+    """Queries, keys and values as attention reads them, and its result: of each document, and end to end."""
+    blocks = _in_blocks(run)
+    if model.soft_capped and not blocks:
+        repeated = 4 * model.query_width  # keys and values for every head
+        return repeated + run.longest * (2 * model.heads + 1 / run.value_bytes)  # tanh, weights, and a mask
+    values = (2 if blocks else 3) * model.query_width + 2 * model.kv_width
+    if model.fused_attention and model.rotary:
+        values += model.query_width + model.kv_width  # values are a part of an array with all three
+    return values
+
+
+def _in_blocks(run: PlannedRun) -> bool:
+    """Whether attention is the project's own on the CPU, which keeps nothing but what it reads."""
+    return run.on_cpu and run.value_bytes < FLOAT32
+
+
+def _adapted_products(model: Architecture, run: PlannedRun) -> int:
+    """DoRA keeps what each product gave, as far as nothing else does."""
+    values = 0 if model.norms == 4 else 2 * model.width
+    if not (model.fused_attention or model.query_norms):
+        values += model.query_width + model.kv_width
+    if model.soft_capped and not _in_blocks(run):
+        values += model.kv_width
+    return values
+
+
+def weights(model: Architecture, run: PlannedRun) -> int:
+    """The base. In float32 full tuning works on it in place."""
+    if run.bits is None:
+        return model.parameters * run.value_bytes
+    rows = model.layers * sum(linear.out_features for linear in model.linears)
+    scales = _SCALE_BYTES * model.linear_weights if run.bits == 4 else 2 * rows
+    return int(model.linear_weights * run.bits / 8 + scales) + model.other_parameters * run.value_bytes
+
+
+def unpacked(model: Architecture, run: PlannedRun) -> int:
+    """The matrix of a quantised base that a product is reading."""
+    return 0 if run.bits is None else max(linear.weights for linear in model.linears) * run.value_bytes
+
+
+def logits(model: Architecture, run: PlannedRun) -> int:
+    """A chunk as the head gives it and in float32, the hidden states and their gradients.
+
+    A soft cap keeps two more on the way to its gradient, and a trained head has the sum of its gradients, those of
+    the chunk, and a copy on the way.
+    """
+    rows = min(run.trained, max(_FEWEST_ROWS, _LOGITS // model.vocabulary // 16 * 16))
+    copies = run.value_bytes * (3 if model.capped_logits else 1) + FLOAT32
+    head = 3 * model.vocabulary * model.width * run.value_bytes if run.method == "full" else 0
+    return rows * model.vocabulary * copies + 2 * run.trained * model.width * run.value_bytes + head
+
+
+def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
+    """Memory that the heap holds beside a step's arrays, on a CPU."""
+    if not run.on_cpu:
+        return 0
+    limit = _LARGEST_IN_HEAP[run.returns_memory]
+    token, layers = run.tokens * run.value_bytes, 1 if run.recompute else model.layers
+    parts = [
+        (model.inner * token, layers * kept.inner * token),
+        (model.width * token, layers * kept.narrow * token),
+        (min(run.trained * model.vocabulary, _LOGITS) * FLOAT32, logits),
+    ]
+    return int(_HOLES * sum(size for block, size in parts if block < limit))
+
+
+def libraries(run: PlannedRun) -> int:
+    """The process without arrays."""
+    return run.resident + MODEL_CLASSES if run.resident else LIBRARIES
