@@ -50,7 +50,7 @@ class Conversion:
             root.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(root).free
             if free < 2 * size:
-                say(f"The converted weights are not kept: they need {size / 1e6:,.0f} MB in {root}, where little is free.")
+                say(f"The converted weights ({size / 1e6:,.0f} MB) are not kept: there is too little room in {root}.")
                 return
             self.cache.add(self.key, fill, {"model": str(self.model), **self.facts})
         except (OSError, RuntimeError) as error:  # MLX raises RuntimeError where a disk is full
