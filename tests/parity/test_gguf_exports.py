@@ -229,6 +229,15 @@ def test_wrong_requests_are_met_before_any_work(adapter: Path, tmp_path: Path) -
     assert "ends in .gguf" in ran.err
 
 
+def test_a_file_that_answers_otherwise_is_thrown_away(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.export.gguf import tensors
+
+    monkeypatch.setattr(tensors, "permuted", lambda rows, _heads: rows)
+    assert "does not answer like the original" in refused(tmp_path, adapter, "--format", "gguf", "-q", "f32")
+
+
 def test_a_disk_that_takes_no_more_leaves_nothing(adapter: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
