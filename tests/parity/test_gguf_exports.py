@@ -95,6 +95,13 @@ def test_a_full_run_and_a_run_with_an_adapter_are_exported(tmp_path: Path) -> No
         assert result["comparison"]["adapter_effect"] > 0.1
 
 
+def test_a_base_in_few_bits_takes_part_as_the_adapter_knew_it(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    run = tiny_run(tmp_path / "lora", model, quantization="4bit")
+    comparison = export(run, tmp_path / "out.gguf", "-q", "f32")["comparison"]
+    assert comparison["largest_difference"] <= comparison["tolerance"] < comparison["adapter_effect"]
+
+
 WIDE = 256  # one block of a K-quant a row
 
 

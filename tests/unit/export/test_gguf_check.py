@@ -58,8 +58,8 @@ def test_tokens_that_are_not_named_count_as_one_outcome() -> None:
 
 
 def test_float_files_are_judged_and_quantised_ones_only_told() -> None:
-    assert allowed(SCHEMES["f32"], "float32", gelu=False)[0] == TOLERANCES["float32"]
-    assert allowed(SCHEMES["f32"], "float32", gelu=True)[0] == GELU_TOLERANCE
-    assert allowed(SCHEMES["f32"], "bfloat16", gelu=False)[0] == TOLERANCES["bfloat16"]
-    assert allowed(SCHEMES["f16"], "float32", gelu=True)[0] == TOLERANCES["float16"]
-    assert allowed(SCHEMES["q8_0"], "float32", gelu=False)[0] is None
+    assert allowed(SCHEMES["f32"], ["float32"], gelu=False)[0] == TOLERANCES["float32"]
+    assert allowed(SCHEMES["f32"], ["float32"], gelu=True)[0] == GELU_TOLERANCE
+    assert allowed(SCHEMES["f32"], ["bfloat16"], gelu=False)[0] == TOLERANCES["bfloat16"]
+    assert allowed(SCHEMES["f16"], ["float32"], gelu=True)[0] == TOLERANCES["float16"]
+    assert allowed(SCHEMES["q8_0"], ["float32"], gelu=False)[0] is None
