@@ -260,11 +260,12 @@ def _print_info(found: dict[str, Any]) -> None:
         ("same request, both labels", f"{found['conflicts']:,}"),
         ("columns not used", ", ".join(f"{n} ({c:,} rows)" for n, c in found["unused_columns"].items()) or "none"),
     ]
-    for unit in ("characters", "tokens"):
-        lines += [(unit, _lengths_line(found[unit]))] if found[unit] else []
+    # Where the template refuses every row, there are no lengths in tokens.
+    measured = [unit for unit in ("characters", "tokens") if "median" in (found[unit] or {})]
+    lines += [(unit, _lengths_line(found[unit])) for unit in measured]
     print_table(("", ""), lines)
-    if found["tokens"] or found["characters"]:
-        _print_histogram(found["tokens"] or found["characters"], "tokens" if found["tokens"] else "characters")
+    if measured:
+        _print_histogram(found[measured[-1]], measured[-1])
     if found["errors"]:
         typer.echo(f"\n{len(found['errors']):,} rows cannot be used ({found['error_rate']:.1%}):")
         for error in found["errors"][:20]:

@@ -89,6 +89,8 @@ def data_files(path: Path) -> list[Path]:
         return files
     if not path.exists():
         raise DataError(_missing(path))
+    if not path.is_file():  # its end may never come, and it can be read only once
+        raise DataError(f"{path}: this is no file but a device or a pipe. Put what it gives into a file first.")
     return [path]
 
 

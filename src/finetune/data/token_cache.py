@@ -18,12 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finetune.core.errors import DataError, UsageError
+from finetune.core.disk_cache import cache_limit
+from finetune.core.errors import DataError
 from finetune.core.files import is_temporary, sha256_of, sync, temporary_beside
 from finetune.core.paths import cache_directory
 from finetune.data.token_store import IDS_FILE, MASK_FILE, TABLE_FILE, DirectoryWriter, TokenStore, open_store
 
-DEFAULT_GIGABYTES = 20.0
 _MANIFEST, _LOCK = "entry.json", "lock"
 _YOUNG = 60.0  # seconds in which a new entry gets its lock
 
@@ -156,12 +156,7 @@ class _Unfinished:
 
 def token_cache() -> TokenCache:
     """The person's cache. FT_CACHE_GB is its limit; raises UsageError where that is no number."""
-    given = os.environ.get("FT_CACHE_GB", str(DEFAULT_GIGABYTES))
-    try:
-        gigabytes = float(given)
-    except ValueError:
-        raise UsageError(f"FT_CACHE_GB={given} is not a number of gigabytes. Give one, for example 20.") from None
-    return TokenCache(cache_directory() / "tokens", int(gigabytes * 1e9))
+    return TokenCache(cache_directory() / "tokens", cache_limit())
 
 
 def _write_manifest(directory: Path, ids_type: str, facts: Mapping[str, Any]) -> None:
