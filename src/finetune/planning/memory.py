@@ -24,6 +24,7 @@ class MemoryPlan:
     logits: int
     holes: int  # freed memory that the C library keeps
     libraries: int
+    returns_memory: bool  # whether this is with `Engine.spare_memory`
 
     @property
     def arrays(self) -> int:
@@ -31,9 +32,14 @@ class MemoryPlan:
         return self.weights + self.trained + self.optimizer + self.activations + self.logits
 
     @property
+    def growth(self) -> int:
+        """What a process takes besides its libraries."""
+        return self.arrays + self.holes
+
+    @property
     def total(self) -> int:
         """Of the whole process."""
-        return self.arrays + self.holes + self.libraries
+        return self.growth + self.libraries
 
 
 def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
@@ -60,4 +66,5 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
         logits=logits,
         holes=engine.holes(model, run, kept, logits),
         libraries=engine.libraries(run),
+        returns_memory=run.returns_memory,
     )
