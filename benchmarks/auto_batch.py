@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/auto_batch.py [--engine mlx|pytorch] [--cgroup] [--json FILE] [--limits MIB ...]
 
-Each run tunes a random model of eight layers on rows of up to 1,024 tokens, 16 a step, as `ft train` does, in a
+Each run tunes a random model of four layers on rows of a few hundred tokens, 16 a step, as `ft train` does, in a
 process that may take so much address space (RLIMIT_AS), or with --cgroup so much memory (cgroup v1, as root). The
 figure is the peak over the limit, both without what the process has before it plans.
 """
@@ -20,12 +20,12 @@ import numpy as np
 
 MIB = 2**20
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 384, "intermediate_size": 1024,
-    "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 6, "vocab_size": 4096,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 704,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 4096,
     "max_position_embeddings": 2048, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-GIVEN = (250, 300, 350, 400, 500, 600, 700, 850, 1000, 1400)  # MiB beyond what the process has before it plans
+GIVEN = (220, 260, 300, 340, 380, 420, 480, 560, 700, 900)  # MiB beyond what the process has before it plans
 _V1 = Path("/sys/fs/cgroup/memory")
 
 
@@ -63,7 +63,7 @@ def write_inputs(folder: Path) -> dict[str, str]:
         (model / name).write_bytes((DEMO_DIRECTORY / name).read_bytes())
     draw = np.random.default_rng(0)
     words = ["river", "stone", "bright", "little", "garden", "walks", "under", "seven"]
-    rows = [" ".join(draw.choice(words, size=int(size))) for size in draw.integers(40, 420, size=64)]
+    rows = [" ".join(draw.choice(words, size=int(size))) for size in draw.integers(40, 160, size=36)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
     return {"model": str(model), "data": str(data), "output": str(folder / "runs")}
@@ -96,8 +96,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     output = f"{request['output']}-{request['engine']}-{request['given']}-{request['cgroup']}"
     flags = {
         "model.name": request["model"], "model.init": "random", "model.backend": request["engine"],
-        "model.dtype": "float32", "data.train_file": request["data"], "data.max_length": 1024,
-        "training.batch_size": "auto", "training.gradient_accumulation_steps": 4, "training.max_steps": 3,
+        "model.dtype": "float32", "data.train_file": request["data"],
+        "training.batch_size": "auto", "training.gradient_accumulation_steps": 4, "training.max_steps": 2,
         "output.output_dir": output, "output.sample_prompts": 0,
     }  # fmt: skip
     notices: list[str] = []

@@ -24,6 +24,7 @@ class MemoryPlan:
     logits: int
     holes: int  # freed memory that the C library keeps
     libraries: int
+    present: int  # of the libraries, what the process holds already
     returns_memory: bool  # whether this is with `Engine.spare_memory`
 
     @property
@@ -33,13 +34,13 @@ class MemoryPlan:
 
     @property
     def growth(self) -> int:
-        """What a process takes besides its libraries."""
-        return self.arrays + self.holes
+        """What the process takes besides what it holds already."""
+        return self.total - self.present
 
     @property
     def total(self) -> int:
         """Of the whole process."""
-        return self.growth + self.libraries
+        return self.arrays + self.holes + self.libraries
 
 
 def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
@@ -66,5 +67,6 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
         logits=logits,
         holes=engine.holes(model, run, kept, logits),
         libraries=engine.libraries(run),
+        present=run.resident,
         returns_memory=run.returns_memory,
     )

@@ -12,12 +12,12 @@ from finetune.core.types import Batch, IntArray
 from finetune.planning.cuts import Cut, cuts_of
 from finetune.planning.probe import ProbedRun, Taken, probe
 from finetune.planning.steps import heaviest_step
-from finetune.workflows.memory import memory_plan
+from finetune.workflows.memory import memory_plan, needed_memory
 from finetune.workflows.preparation import Preparation, batch_plan
 
 _PLANNED = 0.95  # of free memory that a prediction may take before it is tried
 _PROVEN = 0.93  # of free memory that a tried step may take: evaluation, checkpoints and data need some besides
-_WORTH_ANOTHER = 0.97  # cost of a faster cut, of the one that was proven
+_WORTH_ANOTHER = 0.97  # of the cost of a proven cut, what a faster one may cost to be worth a try
 
 OnNotice = Callable[[str], None]
 
@@ -29,6 +29,8 @@ def settle_batch(prepared: Preparation, *, tries: bool, say: OnNotice) -> Prepar
     """
     if prepared.config.training.batch_size != "auto":
         return prepared
+    if tries:
+        say("training.batch_size=auto: a step is tried in another process.")
     search = _Search(prepared, prepared.engine.free_memory(prepared.config.model), free_addresses())
     chosen, why = search.proven() if tries else search.planned()
     settled = _with(prepared, chosen.applied(prepared.config.training))
@@ -87,8 +89,9 @@ class _Search:
         return cuts_of(training, tokens=tokens, shortest_limit=longest, needed=self._needed)
 
     def _needed(self, training: TrainingConfig) -> int:
-        plan = memory_plan(_with(self.prepared, training))
-        return 0 if plan is None else plan.growth
+        prepared = _with(self.prepared, training)
+        plan = memory_plan(prepared)
+        return 0 if plan is None else needed_memory(plan, prepared)
 
     def _fitting(self, cuts: list[Cut], factor: float) -> Cut | None:
         return next((cut for cut in cuts if cut.needed * factor <= _PLANNED * self.free), None)

@@ -35,9 +35,14 @@ def memory_plan(prepared: Preparation) -> MemoryPlan | None:
     Raises ConfigError for LoRA targets that match nothing.
     """
     plan = _plan(prepared, spares=False)
-    if plan is None or plan.growth <= _EASY * prepared.engine.free_memory(prepared.config.model):
+    if plan is None or needed_memory(plan, prepared) <= _EASY * prepared.engine.free_memory(prepared.config.model):
         return plan
     return _plan(prepared, spares=True)
+
+
+def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
+    """Bytes that must be free where the run is computed."""
+    return plan.growth if prepared.on_cpu else plan.arrays
 
 
 def _plan(prepared: Preparation, *, spares: bool) -> MemoryPlan | None:
@@ -85,7 +90,7 @@ def memory_warning(plan: MemoryPlan | None, prepared: Preparation) -> str | None
     """What to do where the prediction is more than there is."""
     if plan is None:
         return None
-    needed, free = plan.growth, prepared.engine.free_memory(prepared.config.model)
+    needed, free = needed_memory(plan, prepared), prepared.engine.free_memory(prepared.config.model)
     if needed <= free:
         return None
     return f"This run needs about {_gb(needed)} more memory at its peak, and {_gb(free)} are free. {CURE}"
