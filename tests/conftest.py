@@ -25,6 +25,7 @@ def _isolated_from_the_person(monkeypatch: pytest.MonkeyPatch, tmp_path_factory:
     for name in [key for key in os.environ if key.startswith("FT_") and key != "FT_OPENBLAS"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))

@@ -28,6 +28,28 @@ def test_the_demo_takes_exact_match_from_nearly_none_to_nearly_all(tmp_path, bac
     assert report["seconds"] >= report["training_time_seconds"]
     assert (tmp_path / "outputs/demo/report.html").is_file()
     assert "What to do next" in done.stderr
+    if backend == "mlx":
+        answers_the_same_in_llama_cpp(tmp_path, report["exact_match"]["tuned"])
+
+
+def answers_the_same_in_llama_cpp(root, exact_match):
+    """Export the run of `ft demo`, and let llama.cpp answer all test rows, prompts and tokens its own."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is needed to run what was written")
+    from finetune.export.llamacpp import serve
+    from finetune.workflows.demo import demo_rows
+
+    rows = demo_rows("test", 10**6)
+    # Float weights give the same answers but for ties; four bits may lose one or two of the hundred.
+    for quantize, allowed in (("f16", 0.01), ("q8_0", 0.01), ("q4_k_m", 0.03)):
+        output = root / f"{quantize}.gguf"
+        done = ft("export", "outputs/demo", "--format", "gguf", "-q", quantize, "--output", str(output), cwd=root)
+        assert done.returncode == 0, done.stderr
+        with serve(output, threads=1) as server:
+            prompts = [server.render([{"role": "user", "content": row.request}]) for row in rows]
+            answers = [server.complete(server.tokenize(prompt, add_special=True), max_tokens=96) for prompt in prompts]
+        right = sum(answer.strip() == row.call for answer, row in zip(answers, rows, strict=True))
+        assert right / len(rows) == pytest.approx(exact_match, abs=allowed)
 
 
 def test_the_demo_refuses_the_directory_of_another_run(tmp_path):

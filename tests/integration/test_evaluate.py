@@ -62,7 +62,8 @@ def test_the_json_document_has_what_scripts_rely_on(run: Path) -> None:
     for which in ("base", "tuned"):
         assert {"loss", "perplexity", "accuracy", "exact_match"} <= document[which].keys()
     assert document["rows"] == report(run)["validation_rows"]
-    assert {"prompt", "expected", "base", "tuned"} == document["samples"][0].keys()
+    assert {"prompt", "expected", "base", "tuned", "scores"} == document["samples"][0].keys()
+    assert document["samples"][0]["scores"]["tuned"]["exact"] in {True, False}
     assert document["seconds"] > 0
 
 
@@ -87,6 +88,41 @@ def test_a_file_gives_other_rows_with_the_template_of_the_run(run: Path, tmp_pat
     assert (result.rows, result.data) == (2, str(rows))
     assert result.samples[0].prompt == "<|im_start|>user\nSay six<|im_end|>\n<|im_start|>assistant\n"
     assert evaluate(run, data=rows, generate=0, limit=1).rows == 1
+
+
+def test_results_are_written_whole_or_line_by_line(run: Path, tmp_path: Path) -> None:
+    whole, lines = tmp_path / "results.json", tmp_path / "answers.jsonl"
+    printed = ft("evaluate", run, "--generate", 2, "--output", whole, "--json").json
+    written = json.loads(whole.read_text())
+    assert {**written, "seconds": 0}.keys() == printed.keys()
+    assert written["samples"] == printed["samples"]
+    assert ft("evaluate", run, "--generate", 2, "--output", lines).code == 0
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == printed["samples"]
+
+
+def test_json_answers_are_compared_as_json(model: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Call", "completion": '{"b": 1, "a": 2}'}] * 2)
+    document = ft("evaluate", "--model", model, "--data", rows, "--json").json
+    assert document["base"]["json_valid"] == document["base"]["json_equal"] == 0.0  # an untrained model
+
+
+def test_undesirable_rows_are_scored_by_themselves(run: Path, tmp_path: Path) -> None:
+    """The headline is that of the other rows alone; the figures of the rest are those of a file that holds them."""
+    good = [{"prompt": f"Say {word}", "completion": word.upper(), "label": True} for word in ("red", "six")]
+    bad = [{"prompt": "Say blue", "completion": "no", "label": False}]
+    both = evaluate(run, data=write_rows(tmp_path / "both.jsonl", [*good, *bad]), generate=0)
+    alone = evaluate(run, data=write_rows(tmp_path / "good.jsonl", good), generate=0)
+    unlabelled = [{key: value for key, value in row.items() if key != "label"} for row in bad]
+    others = evaluate(run, data=write_rows(tmp_path / "bad.jsonl", unlabelled), generate=0)
+    assert both.tuned is not None
+    assert alone.tuned is not None
+    assert others.tuned is not None
+    assert both.tuned.loss == pytest.approx(alone.tuned.loss, rel=1e-6)
+    assert alone.tuned.undesirable is None
+    assert both.tuned.undesirable is not None
+    assert both.tuned.undesirable.rows == 1
+    assert both.tuned.undesirable.loss == pytest.approx(others.tuned.loss, rel=1e-6)
+    assert "undesirable rows (1)" in ft("evaluate", run, "--data", tmp_path / "both.jsonl", "--generate", 0).out
 
 
 def test_the_base_alone_is_measured_where_nothing_was_tuned(model: Path, tmp_path: Path) -> None:
@@ -122,6 +158,8 @@ def test_wrong_requests_say_what_is_wrong(run: Path, model: Path, tmp_path: Path
         ([run, "--checkpoint", 4], 1, "There are: best, last, 3, 6"),
         ([run, "--limit", 0], 2, "--limit 0"),
         ([run, "--generate", -1], 2, "--generate -1"),
+        ([run, "--output", "figures.txt"], 2, ".json"),
+        ([run, "--output", tmp_path / "none" / "results.json"], 2, "does not exist"),
         (["--model", model], 2, "no rows to evaluate on"),
         ([run, "--data", tmp_path / "empty.jsonl"], 1, "empty.jsonl"),
         ([run, "--data", tmp_path / "none.jsonl"], 1, "none.jsonl"),

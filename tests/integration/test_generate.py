@@ -63,7 +63,7 @@ def test_wrong_requests_end_with_a_message_and_leave_2_or_1(model: Path, adapter
 def test_chat_answers_piped_lines_and_obeys_commands(model: Path, adapter: Path) -> None:
     lines = [
         "Hello",
-        "/adapter off",
+        "/adapter none",
         "/reset",
         "Hello",
         "/compare Hello",
@@ -72,14 +72,34 @@ def test_chat_answers_piped_lines_and_obeys_commands(model: Path, adapter: Path)
         "/exit",
         "no",
     ]
-    ran = ft("chat", "--model", model, "--adapter", adapter, "--max-tokens", 6, stdin="\n".join(lines))
+    ran = ft("chat", "--model", model, "--adapter", f"mine={adapter}", "--max-tokens", 6, stdin="\n".join(lines))
     tuned = ft(
         "generate", "--model", model, "--adapter", adapter, "--prompt", "Hello", "--max-tokens", 6, "--json"
     ).json
     base = ft("generate", "--model", model, "--prompt", "Hello", "--max-tokens", 6, "--json").json
     assert ran.code == 0
-    assert ran.out.startswith(f"{tuned['text']}\n{base['text']}\nbase:  ")
-    assert all(words in ran.err for words in ["adapter is off", "forgotten", "system message is changed", "no command"])
+    assert ran.out.startswith(f"{tuned['text']}\n{base['text']}\nbase: ")
+    assert all(
+        words in ran.err for words in ["The base answers", "forgotten", "system message is changed", "no command"]
+    )
+
+
+def test_chat_switches_between_adapters_that_it_loaded(model: Path, adapter: Path, tmp_path: Path) -> None:
+    other = write_tiny_adapter(tmp_path / "other", base=str(model), rank=2, seed=5)
+    asked = ["--model", model, "--max-tokens", 12, "--template", "chatml"]
+    expected = [
+        ft("generate", *asked, *given, "--prompt", "Hello", "--json").json["text"]
+        for given in (["--adapter", adapter], ["--adapter", other], [])
+    ]
+    lines = ["Hello", "/reset", "/adapter other", "Hello", "/reset", "/adapter none", "Hello", "/adapter x", "/adapter"]
+    ran = ft("chat", *asked, "--adapter", f"mine={adapter}", "--adapter", other, stdin="\n".join(lines))
+    assert ran.out == "".join(f"{text}\n" for text in expected)
+    assert len(set(expected)) == 3
+    assert "There is no adapter 'x'. Adapters: mine, other." in ran.err
+    compared = ft("chat", *asked, "--adapter", f"mine={adapter}", "--adapter", other, stdin="/compare Hello\n")
+    assert compared.out == f"base:  {expected[2]}\nmine:  {expected[0]}\nother: {expected[1]}\n"
+    twice = ft("chat", *asked, "--adapter", adapter, "--adapter", adapter, stdin="")
+    assert (twice.code, "is taken" in twice.err) == (2, True)
 
 
 def test_a_prompt_that_is_given_is_continued_as_published(shared: Path) -> None:

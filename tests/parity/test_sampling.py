@@ -30,9 +30,12 @@ def by_mlx(
 def by_pytorch(
     logits: Sequence[float], sampling: Sampling, *, number: int = 0, seen: Sequence[bool] | None = None
 ) -> tuple[int, float]:
-    marks = None if seen is None else torch.tensor(seen)
-    token, logprob = torch_sampling.sample(torch.tensor(logits), sampling, number=number, seen=marks)
-    return int(token), float(logprob)
+    marks = torch.zeros(len(logits), dtype=torch.bool) if seen is None else torch.tensor(seen)
+    row = torch_sampling.SampledRow(
+        GenerationRequest((0,), 1, sampling), number, torch_sampling.Spoken(marks, torch.zeros(len(logits)))
+    )
+    [choice] = torch_sampling.choose(torch.tensor(np.array([logits])), [row])
+    return choice.token, choice.logprob
 
 
 @pytest.fixture(params=[by_mlx, by_pytorch])

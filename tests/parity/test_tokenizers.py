@@ -9,7 +9,7 @@ import pytest
 from finetune.core.types import TokenEvent
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.templates import choose_template
-from finetune.data.tokenize import encode_examples
+from finetune.data.tokenize import encode_each
 from finetune.data.tokenizer import TextTokenizer
 from finetune.generation.answers import AnswerText
 
@@ -80,16 +80,15 @@ def test_ranges_cover_the_whole_text_in_order(tokenizers, name):
 def test_trained_tokens_decode_to_the_answers_and_their_ends(tokenizers, name, template):
     tokenizer = tokenizers[name]
     chosen = choose_template(template, tokenizer)
-    encoded = encode_examples([Example(Origin("f", 1), DIALOGUE)], template=chosen, tokenizer=tokenizer)
-    row = encoded.rows[0]
-    trained = tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False)
+    [row] = encode_each([Example(Origin("f", 1), DIALOGUE)], template=chosen, tokenizer=tokenizer)
+    trained = tokenizer.decode(row.ids[row.mask], skip_special=False)
     answers = [DIALOGUE[1].content, DIALOGUE[3].content]
     reasoning = "<think></think>" if chosen.name == "tokenizer" and name == "qwen3" else ""
 
     assert squeezed(trained) == squeezed(f"{answers[0]}{chosen.turn_end}{reasoning}{answers[1]}{chosen.turn_end}")
-    assert not row.loss_mask[0]
-    bos_starts = [int(token) for token in row.input_ids[:2]].count(tokenizer.bos_id)
-    assert bos_starts == (1 if tokenizer.adds_bos or tokenizer.bos_id == row.input_ids[0] else 0)
+    assert not row.mask[0]
+    bos_starts = [int(token) for token in row.ids[:2]].count(tokenizer.bos_id)
+    assert bos_starts == (1 if tokenizer.adds_bos or tokenizer.bos_id == row.ids[0] else 0)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "dialogpt", "llama2", "stories"])

@@ -12,6 +12,7 @@ from finetune.engines.torch.attention import register
 from finetune.engines.torch.blocks import Plan, Rule, attend_documents
 from finetune.engines.torch.documents import Documents, FlatBatch
 from finetune.engines.torch.head import split_model
+from finetune.engines.torch.products import attend_masked
 
 RULES = {
     "causal": Rule(0.3, None, None),
@@ -62,6 +63,18 @@ def test_attention_and_its_gradients_are_those_of_an_explicit_mask(rule: Rule, h
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         assert torch.allclose(ours, theirs, atol=2e-6)
+
+
+def test_one_bfloat16_query_a_head_is_as_exact_as_its_inputs_where_keys_share_a_large_offset() -> None:
+    """Decoding, rows of two lengths; the offset alone would round scores of some hundred to whole numbers."""
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (torch.randn(2, 4, n, 16, generator=generator).bfloat16() for n in (1, 30, 30))
+    key = key + (40.0 * torch.randn(1, 4, 1, 16, generator=generator)).bfloat16()
+    mask = torch.arange(30) < torch.tensor([30, 17])[:, None, None, None]
+    rule = Rule(0.3, None, None)
+    expected = attend_masked(query.double(), key.double(), value.double(), mask, rule)
+    found = attend_masked(query, key, value, mask, rule).double()
+    assert (found - expected).abs().max() < 2e-2  # weights and values of up to 3 have 8 bits
 
 
 def test_bfloat16_attention_is_as_exact_as_its_inputs_where_keys_share_a_large_offset() -> None:

@@ -10,24 +10,34 @@ import typer
 
 from finetune.cli import answers
 from finetune.cli.console import note
-from finetune.core.errors import FinetuneError
+from finetune.core.errors import FinetuneError, UsageError
 
 if TYPE_CHECKING:
     from finetune.workflows.chat import Conversation
 
 COMMANDS = """\
-/reset            forget the conversation
-/system TEXT      change the system message; without TEXT: remove it
-/adapter on|off   answer with the adapter, or with the base alone
-/compare TEXT     answers of both to the same message
-/exit             leave (also Ctrl-D); Ctrl-C stops an answer"""
+/reset               forget the conversation
+/system TEXT         change the system message; without TEXT: remove it
+/adapter NAME|none   answer with an adapter, or with the base alone; without a name: list them
+/compare TEXT        answers of the base and of every adapter to the same message
+/help                this list
+/exit                leave (also Ctrl-D); Ctrl-C stops an answer"""
+NONE = "none"  # what a person calls the model without an adapter
+BASE = "base"  # and how its answers are marked
+
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", "-a", metavar="[NAME=]PATH", help="An adapter's directory, or a run; may be repeated, to switch."
+    ),
+]
 
 
 def chat(
     *,
     run: Annotated[Path | None, typer.Argument(help="A run's directory: its model, adapter and template.")] = None,
     model: answers.Model = None,
-    adapter: answers.Adapter = None,
+    adapter: Adapters = None,
     checkpoint: answers.Checkpoint = None,
     backend: answers.Backend = None,
     device: answers.Device = None,
@@ -49,7 +59,7 @@ def chat(
     \b
     Examples:
       ft chat outputs/mine
-      ft chat --model MODEL --adapter outputs/mine/adapter --system "Answer in one sentence."
+      ft chat --model MODEL --adapter old=outputs/first --adapter new=outputs/second
       echo "Wake me at seven" | ft chat --model demo
     """
     from finetune.workflows import chat as workflow
@@ -67,7 +77,7 @@ def chat(
     opened = workflow.chat(
         run,
         model=model,
-        adapter=adapter,
+        adapters=_named(adapter or []),
         checkpoint=checkpoint,
         backend=backend,
         device=device,
@@ -122,16 +132,45 @@ def _command(conversation: "Conversation", line: str) -> None:
     elif name == "/system":
         conversation.history.set_system(rest or None)
         note("The system message is changed." if rest else "There is no system message now.")
-    elif name == "/adapter" and rest in {"on", "off"}:
-        conversation.switch_adapter(rest == "on")
-        note(f"The adapter is {rest}.")
+    elif name == "/adapter":
+        note(_switched(conversation, rest))
     elif name == "/compare" and rest:
-        base, tuned = conversation.compare(rest)
-        typer.echo(f"base:  {base.text}\ntuned: {tuned.text}")
+        _compare(conversation, rest)
     elif name == "/help":
         note(COMMANDS)
     else:
         note(f"{line.strip()} is no command.\n{COMMANDS}")
+
+
+def _switched(conversation: "Conversation", name: str) -> str:
+    """Switch to an adapter or to the base; without a name, what there is."""
+    if name:
+        conversation.switch_adapter(None if name == NONE else name)
+    active = f"{conversation.adapter} answers" if conversation.adapter else "The base answers, without an adapter"
+    return f"{active}. Adapters: {', '.join(conversation.adapters) or 'none'}."
+
+
+def _compare(conversation: "Conversation", text: str) -> None:
+    answers = conversation.compare(text)
+    width = max(len(name or BASE) for name in answers)
+    for name, answer in answers.items():
+        typer.echo(f"{f'{name or BASE}:':<{width + 1}} {answer.text}")
+
+
+def _named(given: list[str]) -> dict[str, Path]:
+    """Adapters by name: NAME=PATH, or a path that gives the name. Raises UsageError for a name that comes twice."""
+    from finetune.workflows.chat import name_of
+
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        whole = Path(text)
+        if not equals or whole.exists():
+            name, path = name_of(whole), text
+        if name in {*named, NONE, BASE} or not name or not path:
+            raise UsageError(f"--adapter {text}: {name!r} is taken or no name. Give another one, as in NAME=PATH.")
+        named[name] = Path(path)
+    return named
 
 
 def _answer(conversation: "Conversation", line: str) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from finetune.cli.console import JsonOption, new_group, note, print_json, print_table
 from finetune.cli.downloads import download_bar, say_pulled
+from finetune.cli.rows import ShowOption, print_rows, rows_document
 
 if TYPE_CHECKING:
     from finetune.workflows.dataset import InspectedRow, Inspection
@@ -37,9 +38,11 @@ def dataset() -> None:
 @app.command()
 def info(
     file: FileArgument,
+    *,
     model: Annotated[str | None, typer.Option(help="Measure the rows in this model's tokens too.")] = None,
     template: TemplateOption = None,
     column: ColumnOption = None,
+    show: ShowOption = False,
     json: JsonOption = False,
 ) -> None:
     """Say what a file holds: format, rows, labels, duplicates, lengths, and each bad row with its line.
@@ -48,15 +51,17 @@ def info(
     Examples:
       ft dataset info examples.jsonl
       ft dataset info reviews.csv --column prompt=text --column completion=category --json
-      ft dataset info examples.jsonl --model demo
+      ft dataset info examples.jsonl --model demo --show
     """
     from finetune.workflows.dataset import dataset_info
 
     found = dataset_info(file, columns=_columns(column), model=model, template=template)
     if json:
-        print_json(found)
-    else:
-        _print_info(found)
+        print_json({**found.record, **(rows_document(found.left_out) if show else {})})
+        return
+    _print_info(found.record)
+    if show:
+        print_rows(found.left_out)
 
 
 @app.command()
@@ -255,11 +260,12 @@ def _print_info(found: dict[str, Any]) -> None:
         ("same request, both labels", f"{found['conflicts']:,}"),
         ("columns not used", ", ".join(f"{n} ({c:,} rows)" for n, c in found["unused_columns"].items()) or "none"),
     ]
-    for unit in ("characters", "tokens"):
-        lines += [(unit, _lengths_line(found[unit]))] if found[unit] else []
+    # Where the template refuses every row, there are no lengths in tokens.
+    measured = [unit for unit in ("characters", "tokens") if "median" in (found[unit] or {})]
+    lines += [(unit, _lengths_line(found[unit])) for unit in measured]
     print_table(("", ""), lines)
-    if found["tokens"] or found["characters"]:
-        _print_histogram(found["tokens"] or found["characters"], "tokens" if found["tokens"] else "characters")
+    if measured:
+        _print_histogram(found[measured[-1]], measured[-1])
     if found["errors"]:
         typer.echo(f"\n{len(found['errors']):,} rows cannot be used ({found['error_rate']:.1%}):")
         for error in found["errors"][:20]:

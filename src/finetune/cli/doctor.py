@@ -76,6 +76,7 @@ def _show(found: "Diagnosis") -> None:
         ("processor", f"{found.cpu['architecture']}, {found.cpu['cores']} cores"),
         ("memory", f"{size(memory['available_bytes'])} free of {size(memory['total_bytes'])}{limit}"),
         ("disk", f"{size(disk['free_bytes'])} free at {disk['directory']}"),
+        ("own cache", f"{size(disk['cache']['bytes'])} in {disk['cache']['directory']} (may be deleted)"),
         ("engine", f"{found.engine['name']} ({found.engine['reason']})"),
         *((f"  {engine['name']}", _engine(engine)) for engine in found.engines),
         ("libraries", ", ".join(f"{name} {version or 'missing'}" for name, version in found.libraries.items())),

@@ -1,9 +1,8 @@
 """`ft evaluate`: base and tuned model on the same rows, side by side."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +14,15 @@ if TYPE_CHECKING:
     from finetune.workflows.evaluate import EvaluationResult
 
 SHOWN_SAMPLES = 3
+_ANSWER_LABELS = {
+    "exact_match": "exact match",
+    "json_valid": "valid JSON",
+    "json_equal": "equal JSON",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU (0 to 100)",
+}
 LONGEST_SHOWN = 240  # characters of a sample on the terminal; --json has all
 
 
@@ -37,9 +45,16 @@ def evaluate(
         int | None,
         typer.Option("--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write figures and answers to a .json file, or the answers to a .jsonl."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a model on held-out rows: loss, perplexity, accuracy, exact match, and sample answers.
+    """Measure a model on held-out rows: loss, perplexity and accuracy, and how good its answers are.
+
+    Answers are compared with the expected ones: exact match, JSON that is valid and equal where JSON is expected,
+    ROUGE and BLEU where finetune[metrics] is installed. Rows labelled undesirable are scored by themselves.
 
     With an adapter or a run, the base is measured beside it, on the same rows and without merging.
 
@@ -49,9 +64,13 @@ def evaluate(
       ft evaluate outputs/mine --checkpoint best --data test.jsonl --json
       ft evaluate --model MODEL --adapter outputs/mine/adapter --data test.jsonl --limit 100
       ft evaluate --model demo --data examples/sample_dataset.json
+      ft evaluate outputs/mine --data test.jsonl --generate 200 --output results.json
     """
     from finetune.workflows import evaluate as workflow
+    from finetune.workflows.evaluation_file import check_output, document, write_results
 
+    if output is not None:
+        check_output(output)
     with quiet_output(json):
         result = workflow.evaluate(
             run,
@@ -67,6 +86,9 @@ def evaluate(
             on_notice=note,
             on_progress=_progress,
         )
+    if output is not None:
+        write_results(output, result)
+        note(f"Written: {output}")
     if json:
         print_json(document(result))
     else:
@@ -77,23 +99,6 @@ def _progress(which: str, done: int, rows: int) -> None:
     """One line that counts up, on a terminal only."""
     if sys.stderr.isatty():
         typer.echo(f"\r{which}: {done:,} of {rows:,} rows", err=True, nl=done == rows)
-
-
-def document(result: "EvaluationResult") -> dict[str, Any]:
-    """The JSON document: answers stand in `samples`, beside each other."""
-    head = {key: value for key, value in asdict(result).items() if key not in {"base", "tuned"}}
-    scores = {"base": _figures(result.base)}
-    if result.tuned is not None:
-        scores["tuned"] = _figures(result.tuned)
-    samples, seconds = head.pop("samples"), head.pop("seconds")
-    return {**head, **scores, "samples": samples, "seconds": seconds}
-
-
-def _figures(scores: "Scores") -> dict[str, Any]:
-    figures = {key: value for key, value in asdict(scores).items() if key != "answers"}
-    if scores.exact_match is None:
-        del figures["exact_match"]
-    return figures
 
 
 def _show(result: "EvaluationResult") -> None:
@@ -124,12 +129,28 @@ def _table_rows(result: "EvaluationResult") -> list[tuple[str, list[str]]]:
         ("perplexity", [f"{scores.perplexity:,.3f}" for scores in both]),
         ("token accuracy", [f"{scores.accuracy:.1%}" for scores in both]),
     ]
-    matches = [scores.exact_match for scores in both if scores.exact_match is not None]
-    if matches:
-        rows.append((f"exact match ({len(result.samples)} answers)", [f"{share:.1%}" for share in matches]))
+    rows += _answer_rows(result, both)
     if result.samples:
         rows.append(("seconds of generation", [f"{scores.generation_seconds:.1f}" for scores in both]))
     rows.append(("seconds of scoring", [f"{scores.seconds:.1f}" for scores in both]))
+    return rows
+
+
+def _answer_rows(result: "EvaluationResult", both: "list[Scores]") -> list[tuple[str, list[str]]]:
+    """What was measured of the answers, and the loss of undesirable rows."""
+    rows = []
+    for key, label in _ANSWER_LABELS.items():
+        values = [getattr(scores.figures, key) for scores in both]
+        if None not in values:
+            rows.append((label, [f"{value:.1f}" if key == "bleu" else f"{value:.1%}" for value in values]))
+    if rows:
+        judged = sum(sample.base_score is not None for sample in result.samples)
+        rows[0] = (f"{rows[0][0]} ({judged} answers)", rows[0][1])
+    undesirable = [scores.undesirable for scores in both if scores.undesirable is not None]
+    if undesirable:
+        rows.append((f"loss of undesirable rows ({undesirable[0].rows:,})", [f"{one.loss:.4f}" for one in undesirable]))
+        rows.append(("perplexity of these", [f"{one.perplexity:,.3f}" for one in undesirable]))
+        rows.append(("token accuracy of these", [f"{one.accuracy:.1%}" for one in undesirable]))
     return rows
 
 

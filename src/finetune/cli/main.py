@@ -5,6 +5,7 @@ Convention: `finetune.cli.NAME` offers `app` (a group of commands) or a function
 """
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -92,6 +93,9 @@ def _root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `ft` and leave the process with 0, 1 (failed), 2 (wrong usage) or 128 + signal."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # names of files and texts of rows may hold what UTF-8 cannot say
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(given or ["--help"]))
 
 
@@ -105,6 +109,8 @@ def run(arguments: Sequence[str]) -> int:
         return _report(arguments, error, _usage(arguments, error.format_message()), error.exit_code)
     except typer.Abort as error:
         return _report(arguments, error, "The input ended, so nothing more was done.", 1)
+    except OSError as error:
+        return _report(arguments, error, _disk_said(error), 1) if error.filename else _report_fault(arguments, error)
     except Exception as error:
         return _report_fault(arguments, error)
     # typer turns Ctrl-C into this code and says nothing.
@@ -128,6 +134,11 @@ def _usage(arguments: Sequence[str], message: str) -> str:
     names = [name for name in arguments[:1] if name in COMMANDS]
     message = message.replace("Value error, ", "")  # typer's own prefix to what a value should be
     return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
+
+
+def _disk_said(error: OSError) -> str:
+    """What the system refuses about a path that somebody gave: a name too long, a loop of links, a disk that fails."""
+    return f"{error.filename}: {error.strerror}. Give another path, or mend what is there."
 
 
 def _report_fault(arguments: Sequence[str], error: Exception) -> int:

@@ -14,6 +14,7 @@ from finetune.cli.console import (
     print_table,
     quiet_output,
 )
+from finetune.cli.rows import ShowOption, print_rows, rows_document
 from finetune.config.layers import profile_names
 from finetune.config.load import DEFAULT_CONFIG, LoadedConfig, load_config
 from finetune.core.errors import UsageError
@@ -215,6 +216,7 @@ def validate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration file.", show_default=False)],
     profile: Profile = None,
     overrides: Overrides = None,
+    show: ShowOption = False,
     json: JsonOption = False,
 ) -> None:
     """Check a configuration and its data, count rows and steps, and give advice. No weights are loaded.
@@ -222,16 +224,18 @@ def validate(
     \b
     Examples:
       ft train validate config/train.yml
-      ft train validate my.yml --set data.max_length=1024 --json
+      ft train validate my.yml --set data.max_length=1024 --show
     """
     from finetune.workflows.validate import validate_run
 
     with quiet_output(json):
         found = validate_run(_load(context.params, config))
     if json:
-        print_json(found.record())
-    else:
-        _show_validation(found)
+        print_json({**found.record(), **(rows_document(found.prepared.data.left_out) if show else {})})
+        return
+    _show_validation(found)
+    if show:
+        print_rows(found.prepared.data.left_out)
 
 
 @app.command()

@@ -124,7 +124,7 @@ def _smoothing(config: RunConfig, _: Facts) -> str | None:
 
 def _max_length(config: RunConfig, facts: Facts) -> str | None:
     limit = config.data.max_length
-    if limit is None or not facts.lengths:
+    if limit is None or not facts.rows:
         return None
     longest, cut = max(facts.lengths), sum(length > limit for length in facts.lengths)
     if cut * 10 >= facts.rows:

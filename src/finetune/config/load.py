@@ -106,6 +106,8 @@ def _validate(given: Mapping[str, Given]) -> tuple[RunConfig | None, dict[str, l
 
     Validated as JSON in strict mode: a list is a tuple there, but text is never a number, nor a number a truth.
     """
+    if broken := {key: [_broken_text(key, item)] for key, item in given.items() if not _is_text(item.value)}:
+        return None, broken
     tree: dict[str, dict[str, Any]] = {section: {} for section in sections()}
     for key, item in given.items():
         section, _, name = key.partition(".")
@@ -114,6 +116,22 @@ def _validate(given: Mapping[str, Given]) -> tuple[RunConfig | None, dict[str, l
         return RunConfig.model_validate_json(json.dumps(tree), strict=True), {}
     except ValidationError as error:
         return None, explain(error.errors(include_url=False), given)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in a value can be written as UTF-8, which names of files on a disk need not."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _broken_text(key: str, item: Given) -> Problem:
+    said = str(item.value).encode("utf-8", "backslashreplace").decode()
+    return Problem(
+        item.source, f"{key} = {said} ({item.source}): this is not UTF-8. Give another text, or rename the file."
+    )
 
 
 def _without(given: Mapping[str, Given], wrong: Mapping[str, Any]) -> dict[str, Given]:

@@ -1,5 +1,6 @@
 """Where a run keeps its files. The only place that knows their names."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,14 @@ MANIFEST = "MANIFEST.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # beside an adapter or a model: the template that it was tuned with
+
+
+def cache_directory() -> Path:
+    """Where things are kept that can be made again: FT_CACHE_DIR, else `finetune` in the person's cache directory."""
+    chosen, base = os.environ.get("FT_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    return (Path(base) if base else Path.home() / ".cache") / "finetune"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from finetune.core.errors import DataError
 from finetune.core.types import Batch, IntArray
 from finetune.data.packing import collate_packed, pack
 from finetune.data.rows import EncodedRow
+from finetune.data.stored_rows import lengths_of
 
 _FINEST = 8  # tokens between padded lengths
 _GROUP_COST = 64  # what a micro-batch costs besides its tokens, in tokens: dispatch, small products, sums
@@ -42,7 +43,7 @@ class BatchPlan:
         self._seed = seed
         self._pad_id = pad_id
         self._packing = packing
-        self._longest = max(map(len, rows)) - 1
+        self._longest = int(lengths_of(rows).max()) - 1
         self.steps_per_epoch = -(-len(rows) // rows_per_step)
         self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int32))
 
@@ -74,18 +75,22 @@ def evaluation_batches(
         return iter(())
     if packing:
         return _packed(rows, max_rows, max_tokens)
-    return _padded(rows, max(map(len, rows)) - 1, max_rows, max_tokens, pad_id)
+    return _padded(rows, int(lengths_of(rows).max()) - 1, max_rows, max_tokens, pad_id)
 
 
 def _packed(rows: Sequence[EncodedRow], max_rows: int, max_tokens: int | None) -> Iterator[Batch]:
-    for group in pack([len(row) - 1 for row in rows], max_rows=max_rows, max_tokens=max_tokens):
+    for group in pack((lengths_of(rows) - 1).tolist(), max_rows=max_rows, max_tokens=max_tokens):
         yield collate_packed([rows[number] for number in group])
 
 
 def _padded(
     rows: Sequence[EncodedRow], longest: int, max_rows: int, max_tokens: int | None, pad_id: int
 ) -> Iterator[Batch]:
-    for cut in cut_by_length(sorted(rows, key=len), longest, max_rows=max_rows, max_tokens=max_tokens):
+    lengths = lengths_of(rows)
+    order = np.argsort(lengths, kind="stable")
+    cuts = cut_by_length(lengths[order].tolist(), longest, max_rows=max_rows, max_tokens=max_tokens)
+    for start, end in cuts:
+        cut = [rows[number] for number in order[start:end].tolist()]
         yield collate(cut, padded_length(len(cut[-1]) - 1, longest), pad_id)
 
 
@@ -96,14 +101,16 @@ def padded_length(length: int, longest: int) -> int:
 
 
 def cut_by_length(
-    ordered: Sequence[EncodedRow], longest: int, *, max_rows: int, max_tokens: int | None
-) -> Iterator[list[EncodedRow]]:
-    """Cut rows in ascending length into groups of at most `max_rows` rows and `max_tokens` padded tokens.
+    ordered: Sequence[int], longest: int, *, max_rows: int, max_tokens: int | None
+) -> Iterator[tuple[int, int]]:
+    """Cut rows of ascending lengths into groups of at most `max_rows` rows and `max_tokens` padded tokens.
+
+    Gives the first row of each group and the one behind its last.
 
     Of all such cuts it takes one with the least work: padded tokens, and _GROUP_COST for each group. A row that is
     longer than `max_tokens` by itself makes a group of one.
     """
-    widths = [padded_length(len(row) - 1, longest) for row in ordered]
+    widths = [padded_length(length - 1, longest) for length in ordered]
     work, starts = [0], [0]
     for end, width in enumerate(widths, start=1):
         fitting = max_rows if max_tokens is None else min(max_rows, max(1, max_tokens // width))
@@ -114,8 +121,7 @@ def cut_by_length(
     cuts = [len(ordered)]
     while cuts[-1]:
         cuts.append(starts[cuts[-1]])
-    for start, end in pairwise(reversed(cuts)):
-        yield list(ordered[start:end])
+    yield from pairwise(reversed(cuts))
 
 
 def collate(rows: Sequence[EncodedRow], width: int, pad_id: int) -> Batch:

@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.core.errors import DataError
 from finetune.data.rows import Example, Message, Problem
@@ -28,14 +29,14 @@ def check_error_rate(file: str, problems: Sequence[Problem], rows: int, max_erro
     )
 
 
-def row_key(example: Example) -> str:
-    """Equal for exact duplicates: the same conversation or text, tools and label."""
-    content = [example.text, [asdict(m) for m in example.messages], example.tools, example.fields, example.desirable]
-    return _digest(content)
+def row_key(example: Example) -> bytes:
+    """SHA-256, equal for exact duplicates: the same conversation or text, tools and label."""
+    messages = [(m.role, m.content, m.tool_calls, m.name, m.tool_call_id) for m in example.messages]
+    return _digest([example.text, messages, example.tools, example.fields, example.desirable])
 
 
-def prompt_key(example: Example) -> str:
-    """Equal for rows with the same request: everything in front of the first answer, or the whole of a text."""
+def prompt_key(example: Example) -> bytes:
+    """SHA-256, equal for rows with the same request: all in front of the first answer, or the whole of a text."""
     if example.text is not None:
         return _digest(example.text)
     return _digest([(message.role, message.content.strip()) for message in opening(example)])
@@ -46,38 +47,10 @@ def opening(example: Example) -> list[Message]:
     return list(takewhile(lambda message: message.role != "assistant", example.messages))
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=str).encode("utf-8")).hexdigest()
-
-
-def repeated(examples: Sequence[Example]) -> list[int]:
-    """Positions of rows that are exact duplicates of an earlier one."""
-    seen: set[str] = set()
-    found = []
-    for position, example in enumerate(examples):
-        key = row_key(example)
-        if key in seen:
-            found.append(position)
-        seen.add(key)
-    return found
-
-
-def conflicting_prompts(examples: Sequence[Example]) -> list[list[Example]]:
-    """Groups of rows with the same request of which some are labelled desirable and some undesirable."""
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        if example.desirable is not None:
-            groups[prompt_key(example)].append(example)
-    return [group for group in groups.values() if len({example.desirable for example in group}) > 1]
-
-
-def label_counts(examples: Sequence[Example]) -> dict[str, int]:
-    """How many rows carry each label."""
-    names = {True: "desirable", False: "undesirable", None: "unlabelled"}
-    counts = dict.fromkeys(names.values(), 0)
-    for example in examples:
-        counts[names[example.desirable]] += 1
-    return counts
+def _digest(content: Any) -> bytes:
+    return hashlib.sha256(
+        json.dumps(content, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    ).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +72,14 @@ class LengthSummary:
         return self.longest if self.longest <= 1.5 * covering else covering
 
 
-def summarise_lengths(lengths: Sequence[int]) -> LengthSummary | None:
+def summarise_lengths(lengths: Sequence[int] | npt.NDArray[Any]) -> LengthSummary | None:
     """Percentiles are lengths that occur; the histogram's bounds are powers of two. None for no rows."""
-    if not lengths:
+    if not len(lengths):
         return None
     ordered = np.sort(np.asarray(lengths, np.int64))
     at = [int(np.percentile(ordered, share, method="higher")) for share in (50, 95, 99)]
     bins: dict[int, int] = defaultdict(int)
-    for length in ordered.tolist():
-        bins[max(16, 1 << max(0, length - 1).bit_length())] += 1
+    for length, rows in zip(*np.unique(ordered, return_counts=True), strict=True):
+        bins[max(16, 1 << max(0, int(length) - 1).bit_length())] += int(rows)
     histogram = tuple(sorted(bins.items()))
     return LengthSummary(int(ordered[0]), at[0], at[1], at[2], int(ordered[-1]), int(ordered.sum()), histogram)

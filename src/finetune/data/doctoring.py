@@ -1,11 +1,17 @@
-"""What is suspicious about rows that are well formed: each finding names the rows, and nothing is changed."""
+"""What is suspicious about rows that are well formed: each finding names the rows, and nothing is changed.
+
+The rows are gone through several times and never held: of each, digests are kept, and the words of those that are
+found.
+"""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from finetune.data.checks import conflicting_prompts, opening, prompt_key, repeated, row_key
+import numpy as np
+
+from finetune.data.checks import opening, prompt_key, row_key
+from finetune.data.groups import Digests, Groups, Positions, conflicting, group
 from finetune.data.near import near_groups
 from finetune.data.rows import Example
 from finetune.data.templates import Template, TemplateError
@@ -23,58 +29,79 @@ class Finding:
     detail: str
 
 
-def both_labels(examples: Sequence[Example]) -> list[Finding]:
+def both_labels(examples: Iterable[Example]) -> list[Finding]:
     """The same request, labelled desirable and undesirable."""
-    return [_finding(group, _request(group[0])) for group in conflicting_prompts(examples)]
+    prompts = group(_digests(examples, prompt_key))
+    labels = np.array([-1 if example.desirable is None else example.desirable for example in examples], np.int8)
+    labelled = np.flatnonzero(labels >= 0)
+    return _named(examples, [labelled[prompts.of_row[labelled] == number] for number in conflicting(prompts, labels)])
 
 
-def different_answers(examples: Sequence[Example]) -> list[Finding]:
+def different_answers(examples: Iterable[Example]) -> list[Finding]:
     """The same request, with answers that differ; rows that are left out for their label do not count."""
-    groups: dict[str, dict[str, Example]] = defaultdict(dict)
-    for example in examples:
-        if example.text is None and example.desirable is not False:
-            groups[_whole_request(example)].setdefault(row_key(example), example)
-    return [
-        _finding(list(group.values()), _request(next(iter(group.values()))))
-        for group in groups.values()
-        if len(group) > 1
-    ]
+    counted = np.array([example.text is None and example.desirable is not False for example in examples], np.bool_)
+    different = np.flatnonzero(counted & ~group(_digests(examples, row_key)).copies())
+    requests = group(_digests(examples, _whole_request)[different])
+    return _named(examples, [different[members] for members in _of_several(requests)])
 
 
-def exact_copies(examples: Sequence[Example]) -> list[Finding]:
+def exact_copies(examples: Iterable[Example]) -> list[Finding]:
     """Rows that are there several times."""
-    copies: dict[str, list[Example]] = defaultdict(list)
-    for example in examples:
-        copies[row_key(example)].append(example)
-    return [_finding(group, _request(group[0])) for group in copies.values() if len(group) > 1]
+    return _named(examples, _of_several(group(_digests(examples, row_key))))
 
 
-def near_copies(examples: Sequence[Example]) -> list[Finding]:
+def near_copies(examples: Iterable[Example]) -> list[Finding]:
     """Rows that are almost the same; of exact copies one takes part."""
-    left_out = set(repeated(examples))
-    rows = [example for position, example in enumerate(examples) if position not in left_out]
-    groups = near_groups([_all_text(example) for example in rows])
-    return [_finding([rows[position] for position in group], _request(rows[group[0]])) for group in groups]
+    copies = group(_digests(examples, row_key)).copies()
+    rows = np.flatnonzero(~copies)
+    groups = near_groups(_all_text(example) for example, copy in zip(examples, copies, strict=True) if not copy)
+    return _named(examples, [rows[members] for members in groups])
 
 
-def leaks(examples: Sequence[Example], held_out: Sequence[Example]) -> list[Finding]:
+def leaks(examples: Iterable[Example], held_out: Iterable[Example]) -> list[Finding]:
     """Validation rows whose request is trained on too, exactly or almost."""
-    trained = {prompt_key(example): example for example in reversed(examples)}
-    found = [
-        _finding([example, trained[prompt_key(example)]], _request(example))
-        for example in held_out
-        if prompt_key(example) in trained
-    ]
-    rest = [example for example in held_out if prompt_key(example) not in trained]
-    rows = [*examples, *rest]
-    for group in near_groups([_opening(example) for example in rows]):
-        known = [rows[position] for position in group if position < len(examples)]
-        new = [rows[position] for position in group if position >= len(examples)]
-        found += [_finding([example, known[0]], _request(example)) for example in new if known]
-    return found
+    sides = [_digests(examples, prompt_key), _digests(held_out, prompt_key)]
+    count = len(sides[0])
+    requests = group(np.concatenate(sides))
+    asked = requests.of_row[count:]
+    first = requests.first[asked]
+    exact = first < count
+    pairs = [(number, int(first[number])) for number in np.flatnonzero(exact).tolist()]
+    rest = np.flatnonzero(~exact)
+    unknown = (example for example, known in zip(held_out, exact, strict=True) if not known)
+    for members in near_groups(_opening(example) for side in (examples, unknown) for example in side):
+        known = [position for position in members if position < count]
+        pairs += [(int(rest[position - count]), known[0]) for position in members if position >= count and known]
+    asked_at = _places(held_out, {new for new, _ in pairs})
+    known_at = _places(examples, {old for _, old in pairs})
+    return [Finding((asked_at[new][0], known_at[old][0]), asked_at[new][1]) for new, old in pairs]
 
 
-def mangled(examples: Sequence[Example], template: Template) -> list[Finding]:
+def _digests(examples: Iterable[Example], key: Callable[[Example], bytes]) -> Digests:
+    """The first 128 bits for each row [rows, 2]."""
+    return np.frombuffer(b"".join(key(example)[:16] for example in examples), np.uint64).reshape(-1, 2)
+
+
+def _of_several(groups: Groups) -> list[Positions]:
+    """The members of each group that has more than one, in the order of the first members."""
+    order = np.argsort(groups.of_row, kind="stable")
+    members = np.split(order, np.cumsum(groups.sizes())[:-1])
+    return sorted((rows for rows in members if len(rows) > 1), key=lambda rows: int(rows[0]))
+
+
+def _named(examples: Iterable[Example], groups: Sequence[Positions]) -> list[Finding]:
+    """A finding for each group of rows: their places, and the request of the first."""
+    at = _places(examples, {int(row) for rows in groups for row in rows})
+    return [Finding(tuple(at[int(row)][0] for row in rows), at[int(rows[0])][1]) for rows in groups]
+
+
+def _places(examples: Iterable[Example], wanted: set[int]) -> dict[int, tuple[str, str]]:
+    """Where these rows stand, and what they ask."""
+    found = ((row, example) for row, example in enumerate(examples) if row in wanted) if wanted else ()
+    return {row: (str(example.origin), _request(example)) for row, example in found}
+
+
+def mangled(examples: Iterable[Example], template: Template) -> list[Finding]:
     """Messages that the template does not show as they are: shortened, changed or left out."""
     found = []
     for example in examples:
@@ -91,7 +118,7 @@ def mangled(examples: Sequence[Example], template: Template) -> list[Finding]:
     return found
 
 
-def lossy(examples: Sequence[Example], tokenizer: TextTokenizer) -> list[Finding]:
+def lossy(examples: Iterable[Example], tokenizer: TextTokenizer) -> list[Finding]:
     """Texts that the tokens do not give back: characters that the vocabulary lacks, or that it changes."""
     found = []
     for example in examples:
@@ -101,10 +128,6 @@ def lossy(examples: Sequence[Example], tokenizer: TextTokenizer) -> list[Finding
                 found.append(Finding((str(example.origin),), _difference(text.strip(), back.strip())))
                 break
     return found
-
-
-def _finding(examples: Sequence[Example], detail: str) -> Finding:
-    return Finding(tuple(str(example.origin) for example in examples), detail)
 
 
 def _texts(example: Example) -> Iterator[str]:
@@ -124,7 +147,7 @@ def _opening(example: Example) -> str:
     return "\n".join(message.content for message in opening(example))
 
 
-def _whole_request(example: Example) -> str:
+def _whole_request(example: Example) -> bytes:
     """Equal for rows that differ in the last answer alone."""
     last = max((n for n, message in enumerate(example.messages) if message.role == "assistant"), default=None)
     return row_key(replace(example, messages=example.messages[:last], desirable=None))

@@ -6,9 +6,9 @@ The shape is found from the columns, once for a file. A column map gives known n
 import difflib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from finetune.core.errors import DataError, UsageError
 from finetune.data.conversations import RowError, parse_messages, parse_tools
@@ -40,38 +40,105 @@ class Shape:
     unused_columns: dict[str, int]  # column to number of rows that have it
 
 
+# The shape of a row, its columns, and the column of its conversation ("" for none): what a shape is found from.
+Pattern: TypeAlias = tuple[str, tuple[str, ...], str]
+
+
+@dataclass(slots=True)
+class ShapeCounts:
+    """How often each pattern occurs among rows. Counts of parts of a file add up to those of the file."""
+
+    patterns: Counter[Pattern] = field(default_factory=Counter)  # of mapped rows, in the order of their first
+    columns: set[str] = field(default_factory=set)  # of the file, before mapping
+    from_value: set[str] = field(default_factory=set)  # conversation columns whose first turns have `from`, not `role`
+
+    @classmethod
+    def of(cls, values: Iterable[Any], columns: Mapping[str, str]) -> "ShapeCounts":
+        """Count rows as a file has them."""
+        counts = cls()
+        for value in values:
+            if isinstance(value, dict):
+                counts.columns.update(value)
+            if isinstance(value, dict | str):
+                counts._count(as_known(value, columns))
+        return counts
+
+    def _count(self, value: dict[str, Any] | str) -> None:
+        if isinstance(value, str):
+            self.patterns[TEXT, (), ""] += 1
+            return
+        conversation = next((key for key in _CONVERSATION_KEYS if value.get(key)), "")
+        self.patterns[_shape_of(value), tuple(value), conversation] += 1
+        if conversation and _begins_with_from(value[conversation]):
+            self.from_value.add(conversation)
+
+    def add(self, later: "ShapeCounts") -> None:
+        """Count the rows of a later part too."""
+        self.patterns.update(later.patterns)
+        self.columns |= later.columns
+        self.from_value |= later.from_value
+
+    @property
+    def most(self) -> str:
+        """The shape of most rows; "" where none is known."""
+        known: Counter[str] = Counter()
+        for (name, _, _), count in self.patterns.items():
+            if name:
+                known[name] += count
+        return max(known, key=lambda shape: known[shape]) if known else ""
+
+    def shape(self, file: str, columns: Mapping[str, str]) -> Shape:
+        """The shape of most rows. Raises DataError for columns that mean nothing known, and for preference pairs."""
+        _check_columns(file, self.columns, columns)
+        name = self.most
+        if not name:
+            raise DataError(_unknown_shape(file, self.patterns))
+        if name == PREFERENCE:
+            raise DataError(
+                f"{file}: the rows are preference pairs (chosen, rejected), which need preference tuning; this version "
+                "has supervised tuning. To train on the chosen answers, map them: data.columns: {completion: chosen}."
+            )
+        return Shape(name, self._description(name), self._unused(name))
+
+    def _description(self, name: str) -> str:
+        first = next((keys for shape, keys, _ in self.patterns if shape == name and keys), ())
+        if name == TEXT or not first:
+            return "plain text, trained in full"
+        if name == ALPACA:
+            return "instructions (Alpaca: instruction, input, output)"
+        if name == PROMPT_COMPLETION:
+            prompt = next(key for key in _PROMPT_KEYS if key in first)
+            return f"requests and answers ({prompt}, {next(key for key in _ANSWER_KEYS if key in first)})"
+        key = next(key for key in _CONVERSATION_KEYS if key in first)
+        return f"conversations ({key}: {'from, value' if key in self.from_value else 'role, content'})"
+
+    def _unused(self, name: str) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for (_, keys, conversation), count in self.patterns.items():
+            for key in set(keys) - _used_keys(name, keys, conversation):
+                counts[key] += count
+        return dict(sorted(counts.items()))
+
+
 def detect_shape(rows: Sequence[RawRow], columns: Mapping[str, str]) -> Shape:
-    """The shape of most rows. Raises DataError for columns that nothing is known about, and for preference pairs."""
-    _check_columns(rows, columns)
-    mapped = [as_known(row.value, columns) for row in rows if isinstance(row.value, dict | str)]
-    counts = Counter(_shape_of(value) for value in mapped)
-    known = {name: count for name, count in counts.items() if name}
-    file = rows[0].origin.file
-    if not known:
-        raise DataError(_unknown_shape(file, mapped))
-    name = max(known, key=lambda shape: known[shape])
-    if name == PREFERENCE:
-        raise DataError(
-            f"{file}: the rows are preference pairs (chosen, rejected), which need preference tuning; this version "
-            "has supervised tuning. To train on the chosen answers, map them: data.columns: {completion: chosen}."
-        )
-    return Shape(name, _description(name, mapped), _unused(name, mapped))
+    """The shape of most rows, which are those of one file. Raises as `ShapeCounts.shape`."""
+    return ShapeCounts.of((row.value for row in rows), columns).shape(rows[0].origin.file, columns)
 
 
-def to_example(row: RawRow, shape: Shape, columns: Mapping[str, str]) -> Example:
+def to_example(row: RawRow, shape: str, columns: Mapping[str, str]) -> Example:
     """One row as an example. Raises RowError with the reason where it cannot be used, LabelError for its label."""
     if not isinstance(row.value, dict | str):
         raise RowError("the row is no object")
     value = as_known(row.value, columns)
-    if shape.name == TEXT:
+    if shape == TEXT:
         return _text_example(row.origin, value)
     if isinstance(value, str):
         raise RowError("the row is text, and the others are objects")
     fields: dict[str, str] = {}
-    if shape.name == CONVERSATIONS:
+    if shape == CONVERSATIONS:
         messages = parse_messages(next((value[key] for key in _CONVERSATION_KEYS if value.get(key)), []))
         messages = (*_system(value), *messages)
-    elif shape.name == ALPACA:
+    elif shape == ALPACA:
         messages, fields = _alpaca(value)
     else:
         messages = _prompt_completion(value)
@@ -121,41 +188,23 @@ def _shape_of(value: dict[str, Any] | str) -> str:
     return TEXT if "text" in value else ""
 
 
+def _begins_with_from(turns: Any) -> bool:
+    return isinstance(turns, list) and isinstance(turns[0], dict) and "from" in turns[0]
+
+
 def _looks_like_list(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("[")
 
 
-def _used_keys(name: str, value: dict[str, Any]) -> set[str]:
+def _used_keys(name: str, present: Sequence[str], conversation: str) -> set[str]:
     first = {
-        CONVERSATIONS: [[key for key in _CONVERSATION_KEYS if value.get(key)]],
-        ALPACA: [["instruction"], ["input"], [key for key in _ANSWER_KEYS if key in value]],
-        PROMPT_COMPLETION: [[k for k in _PROMPT_KEYS if k in value], [k for k in _ANSWER_KEYS if k in value]],
+        CONVERSATIONS: [[conversation]],
+        ALPACA: [["instruction"], ["input"], [key for key in _ANSWER_KEYS if key in present]],
+        PROMPT_COMPLETION: [[k for k in _PROMPT_KEYS if k in present], [k for k in _ANSWER_KEYS if k in present]],
         TEXT: [["text"]],
     }[name]
     extra = {"label"} if name == TEXT else set(_EXTRA_KEYS)
     return {keys[0] for keys in first if keys} | extra
-
-
-def _unused(name: str, mapped: Sequence[dict[str, Any] | str]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for value in mapped:
-        if isinstance(value, dict):
-            counts.update(value.keys() - _used_keys(name, value))
-    return dict(sorted(counts.items()))
-
-
-def _description(name: str, mapped: Sequence[dict[str, Any] | str]) -> str:
-    first = next((v for v in mapped if isinstance(v, dict) and _shape_of(v) == name), None)
-    if name == TEXT or first is None:
-        return "plain text, trained in full"
-    if name == ALPACA:
-        return "instructions (Alpaca: instruction, input, output)"
-    if name == PROMPT_COMPLETION:
-        prompt = next(key for key in _PROMPT_KEYS if key in first)
-        return f"requests and answers ({prompt}, {next(key for key in _ANSWER_KEYS if key in first)})"
-    key = next(key for key in _CONVERSATION_KEYS if key in first)
-    sharegpt = any(isinstance(v, dict) and "'from'" in repr(v.get(key))[:200] for v in mapped[:100])
-    return f"conversations ({key}: {'from, value' if sharegpt else 'role, content'})"
 
 
 def _text_example(origin: Origin, value: dict[str, Any] | str) -> Example:
@@ -222,7 +271,7 @@ def _check_conversation(messages: Sequence[Message]) -> None:
         raise RowError("the request is empty")
 
 
-def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str]) -> None:
+def _check_columns(file: str, present: set[str], columns: Mapping[str, str]) -> None:
     if not columns:
         return
     unknown = sorted(set(columns) - set(KNOWN_FIELDS))
@@ -230,17 +279,19 @@ def _check_columns(rows: Sequence[RawRow], columns: Mapping[str, str]) -> None:
         near = difflib.get_close_matches(unknown[0], KNOWN_FIELDS, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise UsageError(f"data.columns: {unknown[0]} is no known field.{meant} Known: {', '.join(KNOWN_FIELDS)}.")
-    present = {key for row in rows if isinstance(row.value, dict) for key in row.value}
     missing = sorted(set(columns.values()) - present)
     if missing:
         raise DataError(
-            f"{rows[0].origin.file}: data.columns names {', '.join(missing)}, which no row has. "
+            f"{file}: data.columns names {', '.join(missing)}, which no row has. "
             f"The columns are: {', '.join(sorted(present)) or 'none (plain text)'}."
         )
 
 
-def _unknown_shape(file: str, mapped: Sequence[dict[str, Any] | str]) -> str:
-    keys = Counter(key for value in mapped if isinstance(value, dict) for key in value)
+def _unknown_shape(file: str, patterns: Mapping[Pattern, int]) -> str:
+    keys: Counter[str] = Counter()
+    for (_, names, _), count in patterns.items():
+        for name in names:
+            keys[name] += count
     found = ", ".join(key for key, _ in keys.most_common(12)) or "none: the rows are no objects"
     return (
         f"{file}: the rows have no answers that are known to be such. Their columns: {found}. Known shapes: messages "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from finetune.core.errors import DataError
-from finetune.data.readers import SUFFIXES
+from finetune.data.blocks import SUFFIXES
 from finetune.hub.client import OnBytes, Repository, fetch, look_up
 
 SCHEME = "hf://"

@@ -1,90 +1,243 @@
-"""Files to examples: read, shape found, each row checked, bad rows counted."""
+"""Files to encoded rows: read, shape found, each row checked, rendered and tokenised, bad rows counted.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+A file goes through once, chunk by chunk, with the shape that its first chunk has; where most rows turn out to have
+another, it goes through again with that one.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from finetune.config.schema import DataFile
-from finetune.core.errors import DataError
+from finetune.core.errors import DataError, UsageError
+from finetune.core.machine import usable_cores
+from finetune.data import parsers
+from finetune.data.blocks import is_zipped
 from finetune.data.checks import check_error_rate
-from finetune.data.conversations import RowError
-from finetune.data.formats import LabelError, Shape, detect_shape, to_example
-from finetune.data.readers import SourceFile, read_path
-from finetune.data.report import FileReport
-from finetune.data.rows import Example, Problem
+from finetune.data.encoding import Encoder, Reading, RowFault, read_chunk
+from finetune.data.formats import Shape, ShapeCounts
+from finetune.data.loaded import LoadedData, LoadedFile, RowKinds
+from finetune.data.parsers import BrokenLines
+from finetune.data.readers import SourceFile, data_files, open_path, suffix_of
+from finetune.data.rows import Origin, Problem
+from finetune.data.token_cache import TokenCache, key_of, token_cache
+from finetune.data.token_store import MemoryWriter, StoreWriter, TokenStore, token_type
+from finetune.data.workers import Processing, here, processing
+
+LARGE = 16 * 2**20  # bytes of data from which processes and the cache pay: about ten seconds of work
+_GZIP_FACTOR = 4  # what gzip makes of text, about
+_MOST_PROCESSES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedData:
-    """Examples of all files, in order. `weights` is in step with `examples`."""
+class Means:
+    """How rows are worked on, and where they are kept. `cache` None: in memory."""
 
-    examples: list[Example]
-    weights: list[float]
-    problems: list[Problem]
-    files: list[FileReport]
-    rows: int
+    process: Processing
+    cache: TokenCache | None
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedFile:
-    """One file's examples and bad rows, before any rate is applied."""
-
-    source: SourceFile
-    shape: Shape
-    examples: list[Example]
-    problems: list[Problem]
-
-
-def parse_file(source: SourceFile, columns: Mapping[str, str]) -> ParsedFile:
-    """Examples of one file. Raises DataError for an unknown shape, and for labels that mean nothing known."""
-    shape = detect_shape(source.rows, columns)
-    parsed = ParsedFile(source, shape, [], [])
-    unknown_labels: list[Problem] = []
-    for row in source.rows:
-        try:
-            parsed.examples.append(to_example(row, shape, columns))
-        except LabelError as error:
-            unknown_labels.append(Problem(row.origin, str(error)))
-        except RowError as error:
-            parsed.problems.append(Problem(row.origin, str(error)))
-    if unknown_labels:
-        shown = "\n".join(f"  {problem}" for problem in unknown_labels[:5])
-        count = len(unknown_labels)
-        more = f"\n  and {count - 5:,} more" if count > 5 else ""
-        noun = "row has" if count == 1 else "rows have"
-        raise DataError(f"{source.path}: {count:,} {noun} a label that is not known:\n{shown}{more}")
-    return parsed
+@contextmanager
+def means_for(paths: Sequence[str]) -> Iterator[Means]:
+    """What suits the size of these files and directories. Raises DataError where one is missing."""
+    files = [file for path in paths for file in data_files(Path(path).expanduser())]
+    size = sum(file.stat().st_size * (_GZIP_FACTOR if is_zipped(file) else 1) for file in files)
+    if size < LARGE:
+        yield Means(here, None)
+        return
+    with processing(_processes()) as process:
+        yield Means(process, token_cache())
 
 
-def load_examples(files: Sequence[DataFile], *, columns: Mapping[str, str], max_error_rate: float) -> LoadedData:
-    """All examples of the files. Raises DataError for a file with too many bad rows."""
-    loaded = LoadedData([], [], [], [], 0)
-    rows = 0
-    for entry in files:
-        for source in read_path(Path(entry.path).expanduser()):
-            parsed = parse_file(source, columns)
-            check_error_rate(str(source.path), parsed.problems, len(source.rows), max_error_rate)
-            loaded.examples.extend(parsed.examples)
-            loaded.weights.extend([entry.weight] * len(parsed.examples))
-            loaded.problems.extend(parsed.problems)
-            loaded.files.append(file_report(parsed))
-            rows += len(source.rows)
-    return LoadedData(loaded.examples, loaded.weights, loaded.problems, loaded.files, rows)
+def _processes() -> int:
+    """FT_DATA_PROCESSES, else one for each core."""
+    given = os.environ.get("FT_DATA_PROCESSES")
+    if given is None:
+        return min(_MOST_PROCESSES, usable_cores())
+    if not given.isdigit() or int(given) < 1:
+        raise UsageError(f"FT_DATA_PROCESSES={given}: give the number of processes that read data, 1 or more.")
+    return int(given)
 
 
-def file_report(parsed: ParsedFile) -> FileReport:
-    """What there is to say about a file."""
-    source, shape = parsed.source, parsed.shape
-    return FileReport(
-        path=str(source.path),
-        format=source.format,
-        encoding=source.encoding,
-        shape=shape.description,
-        sha256=source.sha256,
-        rows=len(source.rows),
-        bad_rows=len(parsed.problems),
-        unused_columns=shape.unused_columns,
-    )
+@dataclass(slots=True)
+class _Facts:
+    """What is known of a file besides its rows."""
+
+    rows: int = 0
+    shape: Shape | None = None
+    problems: list[RowFault] = field(default_factory=list)  # by line
+    refused: list[RowFault] = field(default_factory=list)  # by place in the table
+
+    def as_json(self) -> dict[str, Any]:
+        assert self.shape is not None
+        reasons = {fault.reason: 0 for fault in (*self.problems, *self.refused)}
+        numbers = {reason: number for number, reason in enumerate(reasons)}
+        return {
+            "rows": self.rows,
+            "shape": asdict(self.shape),
+            "reasons": list(numbers),
+            "problems": [(fault.at, numbers[fault.reason]) for fault in self.problems],
+            "refused": [(fault.at, numbers[fault.reason]) for fault in self.refused],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "_Facts":
+        reasons = stored["reasons"]
+        faults = {key: [RowFault(at, reasons[number]) for at, number in stored[key]] for key in ("problems", "refused")}
+        return cls(stored["rows"], Shape(**stored["shape"]), faults["problems"], faults["refused"])
+
+
+def open_files(files: Sequence[DataFile]) -> list[tuple[SourceFile, float]]:
+    """Each file with its weight. Raises DataError."""
+    return [(source, entry.weight) for entry in files for source in open_path(Path(entry.path).expanduser())]
+
+
+def load(
+    sources: Sequence[tuple[SourceFile, float]],
+    *,
+    columns: Mapping[str, str],
+    encoder: Encoder | None,
+    means: Means,
+    max_error_rate: float | None,
+) -> LoadedData:
+    """All usable rows, with tokens where there is an encoder.
+
+    Raises DataError for a damaged file, an unknown shape, labels that mean nothing known, and a file with more bad rows
+    than the rate allows (None: any).
+    """
+    files = []
+    for source, weight in sources:
+        file = _load_file(source, weight, columns, encoder, means)
+        if max_error_rate is not None:
+            check_error_rate(str(source.path), file.problems, file.rows, max_error_rate)
+        files.append(file)
+    return LoadedData(files)
+
+
+def first_kinds(sources: Sequence[tuple[SourceFile, float]], columns: Mapping[str, str]) -> RowKinds:
+    """What is among the first rows of each file: most often what is among all."""
+    flags = [_first_chunk(source, columns)[1] for source, _ in sources]
+    return RowKinds.of(np.concatenate(flags))
+
+
+def _load_file(
+    source: SourceFile, weight: float, columns: Mapping[str, str], encoder: Encoder | None, means: Means
+) -> LoadedFile:
+    store, facts = _stored(source, columns, encoder, means)
+    assert facts.shape is not None
+    problems = tuple(Problem(Origin(source.path.name, fault.at), fault.reason) for fault in facts.problems)
+    refused = {fault.at: fault.reason for fault in facts.refused}
+    return LoadedFile(source, facts.shape, facts.rows, store, problems, refused, weight)
+
+
+def _stored(
+    source: SourceFile, columns: Mapping[str, str], encoder: Encoder | None, means: Means
+) -> tuple[TokenStore, _Facts]:
+    """The rows, from the cache where they are in it."""
+    cache, key = means.cache, cache_key(source, columns, encoder)
+    found = None if cache is None else cache.find(key)
+    if found is not None:
+        return found.store, _Facts.from_json(found.facts)
+    shape = _first_chunk(source, columns)[0]
+    while True:
+        if cache is None:
+            memory = MemoryWriter()
+            facts = _read(source, Reading(source.path, columns, shape), encoder, means.process, memory)
+            if facts.shape is not None and facts.shape.name == shape:
+                return memory.finish(), facts
+        else:
+            with cache.writing(key) as unfinished:
+                facts = _read(source, Reading(source.path, columns, shape), encoder, means.process, unfinished.writer)
+                if facts.shape is not None and facts.shape.name == shape:
+                    entry = unfinished.publish(np.dtype(ids_type(encoder)).str, facts.as_json())
+                    return entry.store, facts
+        shape = facts.shape.name if facts.shape else None
+
+
+def cache_key(source: SourceFile, columns: Mapping[str, str], encoder: Encoder | None) -> str:
+    """The name of the entry of a file: it changes with everything that its rows depend on."""
+    how = None
+    if encoder is not None:
+        template, tokenizer = encoder.template, encoder.tokenizer
+        how = {
+            "template": [template.name, template.sha256],
+            "tokenizer": tokenizer.fingerprint,
+            "settings": [*asdict(tokenizer.settings).values(), tokenizer.adds_bos],
+            "train_on_prompt": encoder.train_on_prompt,
+            "include_undesirable": encoder.include_undesirable,
+        }
+    name = suffix_of(source.path)
+    return key_of({"sha256": source.sha256, "name": name, "columns": dict(columns), "encoder": how})
+
+
+def ids_type(encoder: Encoder | None) -> type[np.uint16] | type[np.int32]:
+    """The type of the stored ids."""
+    return token_type(encoder.tokenizer.largest_id if encoder else 0)
+
+
+def _first_chunk(source: SourceFile, columns: Mapping[str, str]) -> tuple[str | None, npt.NDArray[Any]]:
+    """The shape of a file's first rows (None: not known), and their flags."""
+    looking = Reading(source.path, columns, None)
+    try:
+        chunk = next(source.chunks(), None)
+        if chunk is None:
+            return None, np.empty(0, np.uint8)
+        shape = read_chunk(chunk, looking, None).shapes.shape(source.path.name, columns).name
+        return shape, read_chunk(chunk, Reading(source.path, columns, shape), None).table["flags"]
+    except DataError:  # the whole file may have another shape; if not, reading it says all that is wrong
+        return None, np.empty(0, np.uint8)
+
+
+def _read(
+    source: SourceFile, reading: Reading, encoder: Encoder | None, process: Processing, writer: StoreWriter
+) -> _Facts:
+    """Every chunk into `writer`. Raises DataError for what no other shape would mend."""
+    facts, shapes, broken = _Facts(), ShapeCounts(), BrokenLines()
+    unknown_labels: list[RowFault] = []
+    places, reasons = 0, dict[str, str]()
+    for found in process(source.chunks(), reading, encoder):
+        if reading.shape is not None and (found.broken.count or (found.unknown_labels and encoder)):
+            # The file will be refused. What else is wrong with it is found sooner without tokenising the rest.
+            shape = None if found.broken.count else reading.shape
+            return _read(source, Reading(source.path, reading.columns, shape), None, process, MemoryWriter())
+        shapes.add(found.shapes)
+        broken.merge(found.broken)
+        unknown_labels += found.unknown_labels
+        facts.problems += [_kept(fault, 0, reasons) for fault in found.problems]
+        facts.refused += [_kept(fault, places, reasons) for fault in found.refused]
+        found.table["number"] += facts.rows
+        writer.add(found.table, found.ids, found.mask)
+        facts.rows += found.rows
+        places += len(found.table)
+    broken.refuse(source.path, parsers.JSON_ADVICE)
+    if not facts.rows:
+        raise DataError(f"{source.path}: the file ({source.format}) has no rows.")
+    source.check_unchanged()
+    facts.shape = shapes.shape(source.path.name, reading.columns)
+    if facts.shape.name == reading.shape:
+        _refuse_labels(source, unknown_labels)
+    return facts
+
+
+def _kept(fault: RowFault, offset: int, reasons: dict[str, str]) -> RowFault:
+    """One text for each reason: thousands of rows may have the same."""
+    return RowFault(fault.at + offset, reasons.setdefault(fault.reason, fault.reason))
+
+
+def _refuse_labels(source: SourceFile, unknown: Sequence[RowFault]) -> None:
+    if not unknown:
+        return
+    shown = "\n".join(f"  {source.path.name}:{fault.at}: {fault.reason}" for fault in unknown[:5])
+    count = len(unknown)
+    more = f"\n  and {count - 5:,} more" if count > 5 else ""
+    noun = "row has" if count == 1 else "rows have"
+    raise DataError(f"{source.path}: {count:,} {noun} a label that is not known:\n{shown}{more}")
 
 
 def training_files(train_file: str | Sequence[str | DataFile]) -> list[DataFile]:

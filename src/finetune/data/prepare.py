@@ -3,26 +3,35 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.config.schema import DataConfig, DataFile
 from finetune.core.errors import DataError
-from finetune.data.checks import prompt_key
-from finetune.data.load import LoadedData, load_examples, training_files
+from finetune.core.types import IntArray
+from finetune.data.encoding import Encoder
+from finetune.data.groups import Positions, group
+from finetune.data.listing import RowListing
+from finetune.data.load import Means, load, means_for, open_files, training_files
+from finetune.data.loaded import LoadedData
 from finetune.data.notices import describe
+from finetune.data.rendering import load_in_template
 from finetune.data.report import DataReport
-from finetune.data.rows import EncodedRow, Example
+from finetune.data.rows import EncodedRow
 from finetune.data.samples import Sample, make_samples
-from finetune.data.selection import Selection, select_rows
-from finetune.data.split import split_examples
-from finetune.data.templates import Template, choose_template
+from finetune.data.selection import Fate, RowFates, Selection, select_rows
+from finetune.data.split import split_rows
+from finetune.data.stored_rows import StoredRows, lengths_of
+from finetune.data.templates import Template
+from finetune.data.token_store import DamagedStoreError
 from finetune.data.tokenizer import TextTokenizer
 
-__all__ = ["EvaluationData", "PreparedData", "Sample", "prepare_data", "prepare_evaluation", "template_for"]
+__all__ = ["EvaluationData", "PreparedData", "Sample", "prepare_data", "prepare_evaluation"]
 
 OnNotice = Callable[[str], None]
+T = TypeVar("T")
 
 _BY_WEIGHT = "left out by the weight of its file"
 
@@ -35,10 +44,16 @@ class PreparedData:
     validation: Sequence[EncodedRow]
     samples: tuple[Sample, ...]  # from the validation rows
     report: DataReport
+    left_out: RowListing  # rows that are dropped, left out or cut
     template: Template
     max_length: int
     fingerprints: Mapping[str, Any]  # files, rows, tokens, template, tokenizer: for run.json and for resuming
     notices: tuple[str, ...]
+
+    @property
+    def train_lengths(self) -> IntArray:
+        """Tokens of each training row [rows]."""
+        return lengths_of(self.train)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +71,68 @@ class EvaluationData:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """Positions of training rows in the selection (with repeats), and the validation rows."""
+    """The training rows (with repeats) and the validation rows, and what they were chosen from."""
 
-    train: list[int]
-    validation_examples: list[Example]
-    validation_rows: list[EncodedRow]
+    train: StoredRows
+    validation: StoredRows
+    held_out: LoadedData  # that the validation rows are of
     report: DataReport
+    left_out: RowListing
     leaks: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Preparing:
+    """What holds for every file of one preparation."""
+
+    config: DataConfig
+    tokenizer: TextTokenizer
+    context_length: int | None
+    means: Means
+
+    def load(self, files: Sequence[DataFile]) -> tuple[LoadedData, Template]:
+        """The rows, with the template that suits them."""
+        config = self.config
+        return load_in_template(
+            open_files(files),
+            config.template,
+            self._encoder,
+            tokenizer=self.tokenizer,
+            columns=config.columns,
+            means=self.means,
+            max_error_rate=config.max_error_rate,
+        )
+
+    def load_with(self, template: Template, files: Sequence[DataFile]) -> LoadedData:
+        """The rows, in a template that is chosen already."""
+        return load(
+            open_files(files),
+            columns=self.config.columns,
+            encoder=self._encoder(template),
+            means=self.means,
+            max_error_rate=self.config.max_error_rate,
+        )
+
+    def select(self, loaded: LoadedData, *, keep_duplicates: bool = False) -> Selection:
+        """The rows that remain."""
+        return select_rows(loaded, self.config, context_length=self.context_length, keep_duplicates=keep_duplicates)
+
+    def samples(
+        self, loaded: LoadedData, rows: StoredRows, template: Template, limit: int | None
+    ) -> tuple[Sample, ...]:
+        """Prompts and answers from some of the rows."""
+        return make_samples(
+            loaded,
+            rows,
+            columns=self.config.columns,
+            template=template,
+            tokenizer=self.tokenizer,
+            limit=limit,
+        )
+
+    def _encoder(self, template: Template) -> Encoder:
+        config = self.config
+        return Encoder(template, self.tokenizer, config.train_on_prompt, config.include_undesirable)
 
 
 def prepare_data(
@@ -78,37 +148,35 @@ def prepare_data(
 
     The result is a function of the files, the configuration, the tokenizer and the seed alone.
     """
-    loaded = _load(training_files(config.train_file), config)
-    template = template_for(config.template, tokenizer, loaded.examples)
-    chosen = select_rows(loaded, config, template=template, tokenizer=tokenizer, context_length=context_length)
-    if config.validation_file is None:
-        sides = _split(chosen, config, seed)
-    else:
-        held_out = select_rows(
-            _load([DataFile(path=config.validation_file)], config),
-            config,
+    files = training_files(config.train_file)
+    held_out = [] if config.validation_file is None else [DataFile(path=config.validation_file)]
+
+    def prepared(means: Means) -> PreparedData:
+        preparing = _Preparing(config, tokenizer, context_length, means)
+        loaded, template = preparing.load(files)
+        chosen = preparing.select(loaded)
+        if held_out:
+            sides = _two_files(chosen, preparing.select(preparing.load_with(template, held_out)), seed)
+        else:
+            sides = _split(chosen, config, seed)
+        if not len(sides.train):
+            path = loaded.files[0].source.path
+            raise DataError(f"{path}: no row is left to train on: the weights leave all of them out.")
+        return PreparedData(
+            train=sides.train,
+            validation=sides.validation,
+            samples=preparing.samples(sides.held_out, sides.validation, template, samples),
+            report=sides.report,
+            left_out=sides.left_out,
             template=template,
-            tokenizer=tokenizer,
-            context_length=context_length,
+            max_length=chosen.fates.max_length,
+            fingerprints=_fingerprints(sides.report, (sides.train, sides.validation), template, tokenizer),
+            notices=describe(sides.report, config, template, chosen.unseen_roles, leaks=sides.leaks),
         )
-        sides = _two_files(chosen, held_out, seed)
-    if not sides.train:
-        raise DataError(f"{loaded.files[0].path}: no row is left to train on: the weights leave all of them out.")
-    train = [chosen.rows[position] for position in sides.train]
-    notices = describe(sides.report, config, template, chosen.unseen_roles, leaks=sides.leaks)
-    _tell(notices, on_notice)
-    return PreparedData(
-        train=train,
-        validation=sides.validation_rows,
-        samples=make_samples(
-            sides.validation_examples, sides.validation_rows, template=template, tokenizer=tokenizer, limit=samples
-        ),
-        report=sides.report,
-        template=template,
-        max_length=chosen.max_length,
-        fingerprints=_fingerprints(sides.report, (train, sides.validation_rows), template, tokenizer),
-        notices=notices,
-    )
+
+    data = _with_means([*files, *held_out], prepared)
+    _tell(data.notices, on_notice)
+    return data
 
 
 def prepare_evaluation(
@@ -121,80 +189,94 @@ def prepare_evaluation(
     on_notice: OnNotice | None = None,
 ) -> EvaluationData:
     """All usable rows of `path`, copies included, rendered as `config` says; `samples` None: one for each row."""
-    loaded = _load([DataFile(path=path)], config)
-    template = template_for(config.template, tokenizer, loaded.examples)
-    chosen = select_rows(
-        loaded,
-        config,
-        template=template,
-        tokenizer=tokenizer,
-        context_length=context_length,
-        keep_duplicates=True,
-    )
-    report = _counted(chosen.account, trained=0, validation=len(chosen.rows))
-    notices = describe(report, config, template, chosen.unseen_roles)
-    _tell(notices, on_notice)
-    return EvaluationData(
-        rows=chosen.rows,
-        samples=make_samples(chosen.examples, chosen.rows, template=template, tokenizer=tokenizer, limit=samples),
-        report=report,
-        template=template,
-        max_length=chosen.max_length,
-        fingerprints=_fingerprints(report, ((), chosen.rows), template, tokenizer),
-        notices=notices,
-    )
+    files = [DataFile(path=path)]
+
+    def prepared(means: Means) -> EvaluationData:
+        preparing = _Preparing(config, tokenizer, context_length, means)
+        loaded, template = preparing.load(files)
+        chosen = preparing.select(loaded, keep_duplicates=True)
+        rows = chosen.rows(chosen.positions)
+        report = _counted(chosen.account, trained=0, validation=len(rows))
+        return EvaluationData(
+            rows=rows,
+            samples=preparing.samples(loaded, rows, template, samples),
+            report=report,
+            template=template,
+            max_length=chosen.fates.max_length,
+            fingerprints=_fingerprints(report, ((), rows), template, tokenizer),
+            notices=describe(report, config, template, chosen.unseen_roles),
+        )
+
+    data = _with_means(files, prepared)
+    _tell(data.notices, on_notice)
+    return data
 
 
-def template_for(name: str | None, tokenizer: TextTokenizer, examples: Sequence[Example]) -> Template:
-    """The named template; without a name the one that suits the rows: plain for text, else as `choose_template`."""
-    conversations = [example for example in examples if example.text is None]
-    if name is None and not conversations:
-        return choose_template("plain", tokenizer)
-    return choose_template(name, tokenizer, conversations=any(map(_is_dialogue, conversations)))
-
-
-def _is_dialogue(example: Example) -> bool:
-    """More than one request with one answer."""
-    return bool(example.tools) or [message.role for message in example.messages] != ["user", "assistant"]
-
-
-def _load(files: Sequence[DataFile], config: DataConfig) -> LoadedData:
-    return load_examples(files, columns=config.columns, max_error_rate=config.max_error_rate)
+def _with_means(files: Sequence[DataFile], work: Callable[[Means], T]) -> T:
+    """The result of `work`. Entries of the cache that turn out to be damaged are made again, once."""
+    with means_for([file.path for file in files]) as means:
+        try:
+            return work(means)
+        except DamagedStoreError as error:
+            if means.cache is None:
+                raise
+            means.cache.remove(error.store)
+            return work(means)
 
 
 def _split(chosen: Selection, config: DataConfig, seed: int) -> _Sides:
-    positions, held_out = split_examples(chosen.examples, share=config.validation_split, seed=seed)
-    train, left_out = _weighted(positions, chosen.weights, seed)
-    report = _counted(chosen.account, len(positions) - left_out, len(held_out), left_out)
-    examples, rows = [chosen.examples[p] for p in held_out], [chosen.rows[p] for p in held_out]
-    return _Sides(train, examples, rows, report, leaks=0)
+    prompts, labels = (chosen.fates.loaded.column(name)[chosen.positions] for name in ("prompt", "label"))
+    train, held_out = split_rows(prompts, labels, share=config.validation_split, seed=seed)
+    positions, left_out = _weighted(chosen.positions[train], chosen.fates.loaded.weights(), seed)
+    report = _counted(chosen.account, len(train) - len(left_out), len(held_out), len(left_out))
+    return _Sides(
+        chosen.rows(positions),
+        chosen.rows(chosen.positions[held_out]),
+        chosen.fates.loaded,
+        report,
+        RowListing([_without(chosen.fates, left_out)]),
+        leaks=0,
+    )
 
 
 def _two_files(chosen: Selection, held_out: Selection, seed: int) -> _Sides:
-    train, left_out = _weighted(range(len(chosen.rows)), chosen.weights, seed)
-    report = _counted(chosen.account, len(chosen.rows) - left_out, 0, left_out)
-    validation = _counted(held_out.account, 0, len(held_out.rows))
-    known = {prompt_key(chosen.examples[position]) for position in train}
-    leaks = sum(prompt_key(example) in known for example in held_out.examples)
-    return _Sides(train, held_out.examples, held_out.rows, replace(report, validation=validation), leaks)
+    positions, left_out = _weighted(chosen.positions, chosen.fates.loaded.weights(), seed)
+    report = _counted(chosen.account, len(chosen.positions) - len(left_out), 0, len(left_out))
+    validation = _counted(held_out.account, 0, len(held_out.positions))
+    sides = [
+        side.fates.loaded.column("prompt")[rows] for side, rows in ((chosen, positions), (held_out, held_out.positions))
+    ]
+    prompts = group(np.concatenate(sides))
+    leaks = prompts.having(np.arange(len(positions)))[prompts.of_row[len(positions) :]]
+    return _Sides(
+        chosen.rows(positions),
+        held_out.rows(held_out.positions),
+        held_out.fates.loaded,
+        replace(report, validation=validation),
+        RowListing([_without(chosen.fates, left_out), held_out.fates]),
+        int(leaks.sum()),
+    )
 
 
-def _weighted(positions: Sequence[int], weights: Sequence[float], seed: int) -> tuple[list[int], int]:
-    """Each position as often as its weight says, and how many not at all.
+def _weighted(positions: Positions, weights: npt.NDArray[np.float64], seed: int) -> tuple[Positions, Positions]:
+    """Each position as often as its weight says, and those that are left out. `weights` are those of all rows.
 
     Weight 2.5 takes every row twice and, chosen by the seed, half of them a third time.
     """
     generator = np.random.Generator(np.random.PCG64([seed, 1]))
-    rank = {int(position): place for place, position in enumerate(generator.permutation(list(positions)))}
-    by_weight: dict[float, list[int]] = {}
-    for position in positions:
-        by_weight.setdefault(weights[position], []).append(position)
-    times: dict[int, int] = {}
-    for weight, members in by_weight.items():
-        extra = set(sorted(members, key=lambda p: rank[p])[: round((weight - int(weight)) * len(members))])
-        times |= {position: int(weight) + (position in extra) for position in members}
-    repeated = [position for position in positions for _ in range(times[position])]
-    return repeated, sum(count == 0 for count in times.values())
+    order = generator.permutation(len(positions))
+    times = np.zeros(len(positions), np.int64)
+    for weight in np.unique(weights[positions]).tolist():
+        members = order[weights[positions[order]] == weight]
+        times[members] = int(weight)
+        times[members[: round((weight - int(weight)) * len(members))]] += 1
+    return np.repeat(positions, times), positions[times == 0]
+
+
+def _without(fates: RowFates, left_out: Positions) -> RowFates:
+    of_rows = fates.of_rows.copy()
+    of_rows[left_out] = Fate.LEFT_OUT
+    return replace(fates, of_rows=of_rows)
 
 
 def _counted(account: DataReport, trained: int, validation: int, left_out: int = 0) -> DataReport:
@@ -215,22 +297,26 @@ def _fingerprints(
     """What identifies the data of a run: the bytes of the files, and every token and mask that came of them."""
     train, validation = sides
     files = (*report.files, *(report.validation.files if report.validation else ()))
+    digest = hashlib.sha256()
+    trained = _add(digest, train)
+    _add(digest, validation)
     return {
         "files": [{"path": file.path, "sha256": file.sha256, "rows": file.rows} for file in files],
         "rows": len(train),
         "validation_rows": len(validation),
-        "tokens": sum(map(len, train)),
-        "trained_tokens": sum(int(row.loss_mask.sum()) for row in train),
-        "sha256": _digest(train, validation),
+        "tokens": int(lengths_of(train).sum()),
+        "trained_tokens": trained,
+        "sha256": digest.hexdigest(),
         "template": template.sha256,
         "tokenizer": tok.fingerprint,
     }
 
 
-def _digest(*groups: Sequence[EncodedRow]) -> str:
-    digest = hashlib.sha256()
-    for rows in groups:
-        digest.update(f"{len(rows)} rows".encode())
-        for row in rows:
-            digest.update(len(row).to_bytes(8, "little") + row.input_ids.tobytes() + row.loss_mask.tobytes())
-    return digest.hexdigest()
+def _add(digest: "hashlib._Hash", rows: Sequence[EncodedRow]) -> int:
+    """Take every token and mask into the digest; the number of trained tokens."""
+    trained = 0
+    digest.update(f"{len(rows)} rows".encode())
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little") + row.input_ids.tobytes() + row.loss_mask.tobytes())
+        trained += int(np.count_nonzero(row.loss_mask))
+    return trained

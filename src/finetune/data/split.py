@@ -1,58 +1,56 @@
 """Training and validation rows from one set: by a seed, in the proportion of the labels, no prompt on both sides."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
 
-from finetune.data.checks import prompt_key
-from finetune.data.rows import Example
+import numpy as np
+import numpy.typing as npt
 
-_Group = tuple[str, list[int]]
+from finetune.data.groups import Digests, Groups, Positions, group
+
+_NAMES = {-1: "None", 0: "False", 1: "True"}
 
 
-def split_examples(examples: Sequence[Example], *, share: float, seed: int) -> tuple[list[int], list[int]]:
+def split_rows(
+    prompts: Digests, labels: npt.NDArray[np.int8], *, share: float, seed: int
+) -> tuple[Positions, Positions]:
     """Positions of the training and of the validation rows, each in the order of the file.
 
-    Rows with the same request stay together. Each label gives about `share` of its rows; with two requests or
-    more, each side gets at least one row.
+    `prompts` [rows, 4] are the digests of the requests: rows with the same request stay together. `labels` are 1, 0 and
+    -1 for none. Each label gives about `share` of its rows; with two requests or more, each side gets at least one row.
     """
-    groups = _groups(examples)
+    groups = group(prompts)
     if share <= 0 or len(groups) < 2:
-        return list(range(len(examples))), []
-    strata: dict[tuple[str, ...], list[_Group]] = defaultdict(list)
-    for key, positions in groups.items():
-        labels = tuple(sorted({str(examples[position].desirable) for position in positions}))
-        strata[labels].append((key, positions))
-    chosen = {
-        position
-        for labels in sorted(strata)
-        for _, positions in _take(_shuffled(strata[labels], seed), share)
-        for position in positions
-    }
-    if not chosen:
-        smallest = min(_shuffled(list(groups.items()), seed), key=lambda group: len(group[1]))
-        chosen = set(smallest[1])
-    return [p for p in range(len(examples)) if p not in chosen], sorted(chosen)
+        return np.arange(len(prompts)), np.empty(0, np.int64)
+    held_out = np.zeros(len(groups), np.bool_)
+    ranks, sizes = _ranks(prompts, groups, seed), groups.sizes()
+    labels_of = sum(groups.having(labels == label) << bit for bit, label in enumerate(_NAMES))
+    for stratum in np.unique(labels_of):
+        members = np.flatnonzero(labels_of == stratum)
+        members = members[np.argsort(ranks[members], kind="stable")]
+        held_out[members[_take(sizes[members], share)]] = True
+    if not held_out.any():
+        smallest = np.lexsort((ranks, sizes))[0]
+        held_out[smallest] = True
+    chosen = held_out[groups.of_row]
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, example in enumerate(examples):
-        groups[prompt_key(example)].append(position)
-    return groups
-
-
-def _shuffled(groups: Sequence[_Group], seed: int) -> list[_Group]:
+def _ranks(prompts: Digests, groups: Groups, seed: int) -> npt.NDArray[np.bytes_]:
     """An order that depends on the seed and on each request alone: a new row moves no other to the other side."""
-    return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group[0]}".encode()).digest())
+    ranks = np.empty(len(groups), "S32")
+    for number, row in enumerate(groups.first):
+        ranks[number] = hashlib.sha256(f"{seed}:{prompts[row].tobytes().hex()}".encode()).digest()
+    return ranks
 
 
-def _take(groups: Sequence[_Group], share: float) -> list[_Group]:
-    """Groups that together come as near to the share as they can without passing it (rounded to a row)."""
-    room = round(share * sum(len(positions) for _, positions in groups))
+def _take(sizes: Positions, share: float) -> list[int]:
+    """Which groups together come as near to the share as they can without passing it (rounded to a row)."""
+    room = round(share * int(sizes.sum()))
     taken = []
-    for group in groups[: len(groups) - 1] if share < 1 else groups:
-        if len(group[1]) <= room:
-            taken.append(group)
-            room -= len(group[1])
+    for number, size in enumerate((sizes[:-1] if share < 1 else sizes).tolist()):
+        if size <= room:
+            taken.append(number)
+            room -= size
+        if not room:
+            break
     return taken

@@ -54,6 +54,7 @@ class Template:
         self.source = source
         self.sha256 = hashlib.sha256(source.encode("utf-8")).hexdigest()
         self.special_tokens = tokenizer.special_tokens
+        self._tokenizer = tokenizer
         settings = tokenizer.settings
         self.eos_token = settings.eos_token
         self._variables = {
@@ -73,6 +74,9 @@ class Template:
 
     def __repr__(self) -> str:
         return f"Template({self.name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a compiled template does not travel to another process
+        return Template, (self.name, self.source, self._tokenizer)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, generation_prompt: bool = False

@@ -48,6 +48,8 @@ class Choices(Protocol):
 class RowBatch(Protocol[Cache]):
     """The arrays of decoding. A `Cache` holds keys and values of one row, which its adapter has read."""
 
+    works_ahead: bool  # whether the device computes while Python goes on
+
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
@@ -152,6 +154,9 @@ class ContinuousGenerator(Generic[Cache]):
         pending = self._pending or self._launch()
         if pending is None:
             return []
+        if not self._batch.works_ahead:
+            self._pending = None
+            return self._hand_out(pending)
         if any(row.request.constraint for row in self._decoding):  # what may follow depends on the pending tokens
             events = self._hand_out(pending)
             self._pending = self._launch()

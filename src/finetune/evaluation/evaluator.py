@@ -9,7 +9,8 @@ from finetune.data.batching import evaluation_batches
 from finetune.data.rows import EncodedRow
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import InferenceSession
-from finetune.evaluation.metrics import exact_match, perplexity
+from finetune.evaluation.answers import AnswerFigures, AnswerScore, figures_of, overlap_scorer, score_answer
+from finetune.evaluation.metrics import perplexity
 from finetune.generation.requests import AnswerOptions, Prompt, TextRequest, answer_all, fit_to_context
 
 
@@ -24,17 +25,34 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class RowFigures:
+    """The loss of some rows, in nats per trained token."""
+
+    rows: int
+    loss: float
+    perplexity: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
-    """What one model did. Loss in nats per trained token; `exact_match` is None where nothing was answered."""
+    """What one model did. Loss in nats per trained token."""
 
     loss: float
     perplexity: float
     accuracy: float
     tokens: int  # trained tokens, those that the loss is over
-    exact_match: float | None
+    undesirable: RowFigures | None  # of the rows with that label, which are in no other figure
+    figures: AnswerFigures  # of the answers to what has an answer
     answers: tuple[str, ...]
+    judged: tuple[AnswerScore | None, ...]  # each answer; None for the continuation of a text
     seconds: float
     generation_seconds: float
+
+    @property
+    def exact_match(self) -> float | None:
+        """Share of exact answers; None where nothing has one right answer."""
+        return self.figures.exact_match
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,7 @@ class Evaluator:
     context_length: int | None
     max_rows: int = 8
     packing: bool = False  # rows end to end, where the engine prefers it
+    undesirable: Sequence[EncodedRow] = ()  # rows labelled so, scored by themselves
 
     def scores(
         self, session: InferenceSession, *, adapter: str | None = None, progress: Callable[[int], None] | None = None
@@ -56,30 +75,41 @@ class Evaluator:
         `progress` is told the number of rows scored so far.
         """
         began = time.perf_counter()
-        total = self._loss(session, adapter, progress)
+        total = self._loss(session, self.rows, adapter, progress)
+        undesirable = self._undesirable(session, adapter)
         scored = time.perf_counter()
         answers = self._answers(session, adapter)
         ended = time.perf_counter()
-        judged = [
-            (answer, question.expected)
-            for answer, question in zip(answers, self.questions, strict=True)
-            if question.is_answer
-        ]
+        judged = self._judged(answers)
         return Scores(
             loss=total.mean,
             perplexity=perplexity(total.mean),
             accuracy=total.accuracy,
             tokens=total.tokens,
-            exact_match=exact_match(*zip(*judged, strict=True)) if judged else None,
+            undesirable=undesirable,
+            figures=self._figures(answers, judged),
             answers=tuple(answers),
+            judged=judged,
             seconds=scored - began,
             generation_seconds=ended - scored,
         )
 
-    def _loss(self, session: InferenceSession, adapter: str | None, progress: Callable[[int], None] | None) -> LossSum:
+    def _undesirable(self, session: InferenceSession, adapter: str | None) -> RowFigures | None:
+        if not self.undesirable:
+            return None
+        total = self._loss(session, self.undesirable, adapter)
+        return RowFigures(len(self.undesirable), total.mean, perplexity(total.mean), total.accuracy)
+
+    def _loss(
+        self,
+        session: InferenceSession,
+        rows: Sequence[EncodedRow],
+        adapter: str | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> LossSum:
         total, done = LossSum(0.0, 0, 0), 0
         batches = evaluation_batches(
-            self.rows, max_rows=self.max_rows, max_tokens=None, pad_id=self.tokenizer.pad_id, packing=self.packing
+            rows, max_rows=self.max_rows, max_tokens=None, pad_id=self.tokenizer.pad_id, packing=self.packing
         )
         for batch in batches:
             total += session.loss(batch, adapter=adapter)
@@ -87,6 +117,21 @@ class Evaluator:
             if progress is not None:
                 progress(done)
         return total
+
+    def _judged(self, answers: Sequence[str]) -> tuple[AnswerScore | None, ...]:
+        overlap = overlap_scorer() if any(question.is_answer for question in self.questions) else None
+        return tuple(
+            score_answer(answer, question.expected, overlap) if question.is_answer else None
+            for answer, question in zip(answers, self.questions, strict=True)
+        )
+
+    def _figures(self, answers: Sequence[str], judged: Sequence[AnswerScore | None]) -> AnswerFigures:
+        kept = [number for number, score in enumerate(judged) if score is not None]
+        return figures_of(
+            [score for score in judged if score is not None],
+            [answers[number] for number in kept],
+            [self.questions[number].expected for number in kept],
+        )
 
     def _answers(self, session: InferenceSession, adapter: str | None) -> list[str]:
         requests = [

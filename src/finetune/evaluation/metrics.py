@@ -1,7 +1,6 @@
 """Figures that say how good a model is, as pure functions."""
 
 import math
-from collections.abc import Sequence
 
 
 def perplexity(loss: float) -> float:
@@ -15,9 +14,3 @@ def perplexity(loss: float) -> float:
 def is_exact_match(answer: str, expected: str) -> bool:
     """Whether the whole answer is the expected one; white space around them does not count."""
     return answer.strip() == expected.strip()
-
-
-def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Share of answers that are exact; NaN where there are none. Raises ValueError for unequal lengths."""
-    matches = [is_exact_match(answer, target) for answer, target in zip(answers, expected, strict=True)]
-    return sum(matches) / len(matches) if matches else math.nan

@@ -1,5 +1,6 @@
 """Rows on which an export is compared with its original, where the run's own validation rows cannot be had."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,8 +26,9 @@ def builtin_rows(tokenizer: TextTokenizer) -> list[EncodedRow]:
 
 def probe_rows(validation: Sequence[EncodedRow], tokenizer: TextTokenizer) -> list[EncodedRow]:
     """A few validation rows, cut to a length that is quick to score; built-in texts where there are none."""
-    rows = [_cut(row) for row in validation]
-    return [row for row in rows if row.loss_mask[1:].any()][:PROBE_ROWS] or builtin_rows(tokenizer)
+    rows = (_cut(row) for row in validation)
+    scored = (row for row in rows if row.loss_mask[1:].any())
+    return list(itertools.islice(scored, PROBE_ROWS)) or builtin_rows(tokenizer)
 
 
 def _cut(row: EncodedRow) -> EncodedRow:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import DataError
+from finetune.data.blocks import decode_text
 from finetune.data.conversations import RowError, parse_messages, parse_tools
 from finetune.data.parsers import parse_json
-from finetune.data.readers import decode_text
 from finetune.data.rows import Message, Origin
 from finetune.generation.prompts import Prompter
 from finetune.generation.requests import Prompt
@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> list[Asked]:
     Raises DataError where the file cannot be read, or with all rows that cannot be used.
     """
     try:
-        text, _ = decode_text(path, path.read_bytes())
+        text = decode_text(path, path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Give a file of prompts, or - for a pipe.") from None
     return parse_prompts(path, text, as_json=path.suffix.lower() in _JSON)
@@ -72,7 +72,7 @@ def _begins_with_object(text: str) -> bool:
 
 def _json_rows(path: Path, text: str) -> list[Asked]:
     asked, problems = [], []
-    for line, value in parse_json(path, text)[1]:
+    for line, value in parse_json(path, text):
         origin = Origin(str(path), line)
         try:
             asked.append(_row(origin, value))

@@ -11,18 +11,23 @@ from starlette.middleware.cors import CORSMiddleware
 
 from finetune.serving.errors import install_handlers
 from finetune.serving.limits import OPEN_PATHS, BoundedBody, Observed, WithKey
-from finetune.serving.routes import adapter_router, router
+from finetune.serving.routes import router
 from finetune.serving.service import Service
 
 
 def make_app(service: Service) -> FastAPI:
-    """An application for one service. Interactive pages are off: they would load scripts from elsewhere."""
-    app = FastAPI(title="finetune", version=service.version, docs_url=None, redoc_url=None, lifespan=_attached)
+    """An application for one service."""
+    app = bare_app(service.version)
     app.state.service = service
-    app.include_router(router)
-    app.include_router(adapter_router)
     install_handlers(app)
     _put_in_front(app, service)
+    return app
+
+
+def bare_app(version: str) -> FastAPI:
+    """The routes and their description. Interactive pages are off: they would load scripts from elsewhere."""
+    app = FastAPI(title="finetune", version=version, docs_url=None, redoc_url=None, lifespan=_attached)
+    app.include_router(router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

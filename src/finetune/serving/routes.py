@@ -43,7 +43,6 @@ _DECODING = _errors(400, 401, 403, 404, 408, 413, 429, 503, 504)
 _ALWAYS = _errors(400, 401, 403, 408, 413)
 
 router = APIRouter()
-adapter_router = APIRouter()
 
 
 @router.get("/health", response_model=documents.Health, responses=_errors(400, 408, 413, 503), summary="Is it alive?")
@@ -112,7 +111,7 @@ async def _answer(service: Service, request: Request, body: SamplingBody, planne
     return document if isinstance(document, Response) else json_response(document)
 
 
-@adapter_router.post("/v1/load_lora_adapter", response_model=documents.AdapterChange, responses=_DECODING)
+@router.post("/v1/load_lora_adapter", response_model=documents.AdapterChange, responses=_DECODING)
 async def load_lora_adapter(body: LoadAdapter, service: Running) -> Response:
     """Load an adapter from the server's adapter directory, and serve it under a name."""
     _require_changes(service)
@@ -120,7 +119,7 @@ async def load_lora_adapter(body: LoadAdapter, service: Running) -> Response:
     return json_response({"status": "success", "message": f"The adapter {model.id!r} is loaded."})
 
 
-@adapter_router.post("/v1/unload_lora_adapter", response_model=documents.AdapterChange, responses=_DECODING)
+@router.post("/v1/unload_lora_adapter", response_model=documents.AdapterChange, responses=_DECODING)
 async def unload_lora_adapter(body: UnloadAdapter, service: Running) -> Response:
     """Stop serving an adapter. Answers under way end with it."""
     _require_changes(service)

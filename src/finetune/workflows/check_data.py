@@ -1,15 +1,16 @@
 """`ft dataset check`: what is suspicious about rows that are well formed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.schema import DataFile
 from finetune.data import doctoring
 from finetune.data.doctoring import Finding
-from finetune.data.load import load_examples
-from finetune.data.prepare import template_for
+from finetune.data.load import load, means_for, open_files
+from finetune.data.rendering import template_for
 from finetune.data.rows import Example
+from finetune.data.samples import LoadedExamples
 from finetune.data.tokenizer import TextTokenizer
 from finetune.models.source import resolve_model
 
@@ -46,19 +47,27 @@ def check_data(
 
     Raises DataError, UsageError and ModelError for what cannot be read at all.
     """
-    loaded = load_examples([DataFile(path=path)], columns=columns or {}, max_error_rate=ANY_RATE)
-    checks = [_check(name, advice, find(loaded.examples)) for name, advice, find in _ALWAYS]
+    examples = _examples(path, columns or {})
+    loaded = examples.loaded
+    checks = [_check(name, advice, find(examples)) for name, advice, find in _ALWAYS]
     if validation is not None:
-        held_out = load_examples([DataFile(path=validation)], columns=columns or {}, max_error_rate=ANY_RATE)
-        checks.append(_check("in validation too", _LEAKS, doctoring.leaks(loaded.examples, held_out.examples)))
+        held_out = _examples(validation, columns or {})
+        checks.append(_check("in validation too", _LEAKS, doctoring.leaks(examples, held_out)))
     if model is not None:
-        checks += _with_model(loaded.examples, model, template)
+        checks += _with_model(examples, model, template)
     return DataCheck(loaded.rows, tuple(str(problem) for problem in loaded.problems), tuple(checks))
 
 
-def _with_model(examples: Sequence[Example], model: str, template: str | None) -> list[Check]:
+def _examples(path: str, columns: Mapping[str, str]) -> LoadedExamples:
+    with means_for([path]) as means:
+        sources = open_files([DataFile(path=path)])
+        loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=ANY_RATE)
+    return LoadedExamples(loaded, columns)
+
+
+def _with_model(examples: LoadedExamples, model: str, template: str | None) -> list[Check]:
     tokenizer = TextTokenizer.open(Path(resolve_model(model, weights=False).path))
-    chosen = template_for(template, tokenizer, examples)
+    chosen = template_for(template, tokenizer, examples.loaded.kinds())
     return [
         _check("changed by the template", _MANGLED, doctoring.mangled(examples, chosen)),
         _check("changed by the tokenizer", _LOSSY, doctoring.lossy(examples, tokenizer)),
@@ -78,7 +87,7 @@ _MANGLED = (
     "choose another data.template if the model should learn them as they are."
 )
 _LOSSY = "The model cannot read or write these characters as they are: another spelling, or another model, keeps them."
-_ALWAYS: tuple[tuple[str, str, Callable[[Sequence[Example]], list[Finding]]], ...] = (
+_ALWAYS: tuple[tuple[str, str, Callable[[Iterable[Example]], list[Finding]]], ...] = (
     ("same request, both labels", "Decide for one label.", doctoring.both_labels),
     (
         "same request, different answers",

@@ -3,100 +3,147 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
-from finetune.data.checks import conflicting_prompts, label_counts, repeated, summarise_lengths
-from finetune.data.load import ParsedFile, file_report, load_examples, parse_file
-from finetune.data.prepare import template_for
-from finetune.data.readers import read_path
+from finetune.data.checks import summarise_lengths
+from finetune.data.encoding import Encoder
+from finetune.data.groups import conflicting, group
+from finetune.data.listing import RowListing
+from finetune.data.load import Means, load, means_for, open_files
+from finetune.data.loaded import LoadedData, LoadedFile
+from finetune.data.rendering import load_in_template, template_for
 from finetune.data.report import lengths_as_dict
-from finetune.data.rows import EncodedRow, Example, Message
-from finetune.data.split import split_examples
+from finetune.data.rows import Example, Message, Problem
+from finetune.data.samples import examples_at
+from finetune.data.selection import Wanted, fates_of, label_counts
+from finetune.data.split import split_rows
 from finetune.data.templates import Template, as_turn
-from finetune.data.tokenize import EncodedExamples, encode_examples
+from finetune.data.token_store import IS_REFUSED
+from finetune.data.tokenize import EncodedExample, encode_each
 from finetune.data.tokenizer import TextTokenizer
-from finetune.models.source import resolve_model
+from finetune.models.source import ModelSource, resolve_model
 
 Columns = Mapping[str, str]
+_UNLIMITED = np.iinfo(np.int32).max
 
 
-def dataset_info(
-    path: str, *, columns: Columns, model: str | None = None, template: str | None = None
-) -> dict[str, Any]:
-    """Everything there is to say about a data set, as one JSON object.
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What there is to say about a data set, as one JSON object, and the rows that training would leave out or cut."""
+
+    record: dict[str, Any]
+    left_out: RowListing
+
+
+def dataset_info(path: str, *, columns: Columns, model: str | None = None, template: str | None = None) -> DatasetInfo:
+    """Everything there is to say about a data set.
 
     Bad rows are listed and not refused; what cannot be read at all raises DataError. With a model, the lengths
     in tokens are there too.
     """
-    parsed = [parse_file(source, columns) for source in read_path(Path(path).expanduser())]
-    examples = [example for file in parsed for example in file.examples]
-    problems = [problem for file in parsed for problem in file.problems]
-    rows = sum(len(file.source.rows) for file in parsed)
-    lengths = summarise_lengths([_characters(example) for example in examples])
-    conflicts = conflicting_prompts(examples)
+    source = None if model is None else resolve_model(model, weights=False)
+    with means_for([path]) as means:
+        if source is None:
+            loaded = load(
+                open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
+            )
+            tokens = None
+        else:
+            loaded, chosen = _in_tokens(path, source, template, columns, means)
+            tokens = _token_lengths(loaded, chosen, source.context_length)
+    wanted = Wanted.of(loaded, include_undesirable=False, keep_duplicates=False)
+    return DatasetInfo(_info(path, loaded, wanted, tokens), _left_out(loaded, wanted, source))
+
+
+def _left_out(loaded: LoadedData, wanted: Wanted, source: ModelSource | None) -> RowListing:
+    """Without a model there are no tokens to judge a row by."""
+    fates = fates_of(loaded, wanted, (source.context_length if source else None) or _UNLIMITED, drop_long=False)
+    if source is None:
+        fates.of_rows[wanted.encoded] = 0
+    return RowListing([fates])
+
+
+def _info(path: str, loaded: LoadedData, wanted: Wanted, tokens: dict[str, Any] | None) -> dict[str, Any]:
+    files, problems = loaded.files, loaded.problems
+    conflicts = _conflicts(loaded)
     return {
         "path": path,
-        "format": _common(file.source.format for file in parsed),
-        "encoding": _common(file.source.encoding for file in parsed),
-        "shape": _common(file.shape.name for file in parsed),
-        "description": _common(file.shape.description for file in parsed),
-        "rows": rows,
-        "usable_rows": len(examples),
-        "duplicates": len(repeated(examples)),
-        "labels": label_counts(examples),
+        "format": _common(file.source.format for file in files),
+        "encoding": _common(file.source.encoding for file in files),
+        "shape": _common(file.shape.name for file in files),
+        "description": _common(file.shape.description for file in files),
+        "rows": loaded.rows,
+        "usable_rows": len(loaded),
+        "duplicates": int(wanted.copies.sum()),
+        "labels": label_counts(loaded.column("label")),
         "conflicts": len(conflicts),
-        "conflicting_rows": [[str(example.origin) for example in group] for group in conflicts],
-        "errors": [{"file": p.origin.file, "line": p.origin.line, "reason": p.reason} for p in problems],
-        "error_rate": len(problems) / rows,
-        "unused_columns": _unused(parsed),
-        "characters": lengths_as_dict(lengths),
-        "tokens": None if model is None else _token_lengths(examples, model, template),
-        "files": [asdict(file_report(file)) for file in parsed],
+        "conflicting_rows": conflicts,
+        "errors": _errors(problems),
+        "error_rate": len(problems) / loaded.rows,
+        "unused_columns": _unused(files),
+        "characters": lengths_as_dict(summarise_lengths(loaded.column("characters"))),
+        "tokens": tokens,
+        "files": [asdict(file.report()) for file in files],
     }
 
 
-def _common(values: Any) -> str:
+def _common(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _unused(parsed: Sequence[ParsedFile]) -> dict[str, int]:
+def _errors(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [{"file": p.origin.file, "line": p.origin.line, "reason": p.reason} for p in problems]
+
+
+def _unused(files: Sequence[LoadedFile]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for file in parsed:
+    for file in files:
         counts.update(file.shape.unused_columns)
     return dict(counts)
 
 
-def _characters(example: Example) -> int:
-    return len(example.text) if example.text is not None else sum(len(m.content) for m in example.messages)
+def _conflicts(loaded: LoadedData) -> list[list[str]]:
+    """Places of rows with the same request and both labels."""
+    labels, prompts = loaded.column("label"), group(loaded.column("prompt"))
+    found: dict[int, list[str]] = {number: [] for number in conflicting(prompts, labels).tolist()}
+    if found:
+        for position in np.flatnonzero((labels >= 0) & np.isin(prompts.of_row, list(found))).tolist():
+            found[int(prompts.of_row[position])].append(str(loaded.origin(position)))
+    return list(found.values())
 
 
-def _token_lengths(examples: Sequence[Example], model: str, template: str | None) -> dict[str, Any]:
-    source = resolve_model(model, weights=False)
-    encoded, chosen, _ = _encoded(examples, source.path, template)
-    lengths = summarise_lengths([len(row) for row in encoded.rows])
-    context = source.context_length
+def _in_tokens(
+    path: str, source: ModelSource, template: str | None, columns: Columns, means: Means
+) -> tuple[LoadedData, Template]:
+    tokenizer = TextTokenizer.open(source.path)
+    return load_in_template(
+        open_files([DataFile(path=path)]),
+        template,
+        lambda chosen: Encoder(chosen, tokenizer),
+        tokenizer=tokenizer,
+        columns=columns,
+        means=means,
+        max_error_rate=None,
+    )
+
+
+def _token_lengths(loaded: LoadedData, template: Template, context: int | None) -> dict[str, Any]:
+    lengths = loaded.column("length")[loaded.column("flags") & IS_REFUSED == 0]
     return {
-        **(lengths_as_dict(lengths) or {}),
-        "template": chosen.name,
-        "trained": sum(int(row.loss_mask.sum()) for row in encoded.rows),
+        **(lengths_as_dict(summarise_lengths(lengths)) or {}),
+        "template": template.name,
+        "trained": int(loaded.column("trained").sum(dtype=np.int64)),
         "context_length": context,
-        "longer_than_context": sum(len(row) > context for row in encoded.rows) if context else 0,
-        "errors": [{"file": p.origin.file, "line": p.origin.line, "reason": p.reason} for p in encoded.problems],
+        "longer_than_context": int((lengths > context).sum()) if context else 0,
+        "errors": _errors(problem for _, problem in loaded.refusals()),
     }
-
-
-def _encoded(
-    examples: Sequence[Example], model: Path, template: str | None, *, train_on_prompt: bool = False
-) -> tuple[EncodedExamples, Template, TextTokenizer]:
-    tokenizer = TextTokenizer.open(model)
-    chosen = template_for(template, tokenizer, examples)
-    encoded = encode_examples(examples, template=chosen, tokenizer=tokenizer, train_on_prompt=train_on_prompt)
-    return encoded, chosen, tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +180,30 @@ def inspect_dataset(
     path: str, *, model: str, template: str | None, columns: Columns, rows: int, train_on_prompt: bool = False
 ) -> Inspection:
     """The first `rows` usable rows, rendered and tokenised for `model` (weights are not needed)."""
-    parsed = [parse_file(source, columns) for source in read_path(Path(path).expanduser())]
-    examples = [example for file in parsed for example in file.examples]
-    if not examples:
-        raise DataError(f"{path}: there is no row to show: {parsed[0].problems[0]}")
+    with means_for([path]) as means:
+        loaded = load(
+            open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
+        )
+    if not len(loaded):
+        raise DataError(f"{path}: there is no row to show: {loaded.problems[0]}")
     source = resolve_model(model, weights=False)
     tokenizer = TextTokenizer.open(source.path)
-    chosen = template_for(template, tokenizer, examples)
-    encoded = encode_examples(examples[:rows], template=chosen, tokenizer=tokenizer, train_on_prompt=train_on_prompt)
-    shown = zip(encoded.rows, encoded.examples, strict=True)
+    chosen = template_for(template, tokenizer, loaded.kinds())
+    examples = list(examples_at(loaded, np.arange(min(rows, len(loaded))), columns))
+    encoded = encode_each(examples, template=chosen, tokenizer=tokenizer, train_on_prompt=train_on_prompt)
+    shown = list(zip(encoded, examples, strict=True))
     return Inspection(
         template=chosen.name,
-        rows=tuple(_inspected(row, example, tokenizer) for row, example in shown),
+        rows=tuple(_inspected(row, example, tokenizer) for row, example in shown if row.refusal is None),
         special_tokens=tokenizer.special_tokens,
-        errors=tuple(str(problem) for problem in encoded.problems),
+        errors=tuple(f"{example.origin}: {row.refusal}" for row, example in shown if row.refusal is not None),
     )
 
 
-def _inspected(row: EncodedRow, example: Example, tokenizer: TextTokenizer) -> InspectedRow:
-    tokens, mask = tuple(row.input_ids.tolist()), tuple(row.loss_mask.tolist())
+def _inspected(row: EncodedExample, example: Example, tokenizer: TextTokenizer) -> InspectedRow:
+    tokens, mask = tuple(row.ids.tolist()), tuple(row.mask.tolist())
     return InspectedRow(
-        origin=str(row.origin),
+        origin=str(example.origin),
         label=example.desirable,
         tokens=tokens,
         token_texts=tuple(tokenizer.token_text(token) for token in tokens),
@@ -194,20 +244,21 @@ def prepare_dataset(
     for target in [output, held_out_path] if split else [output]:
         if target.exists():
             raise UsageError(f"--output: {target} exists already. Choose another name, or delete it first.")
-    loaded = load_examples([DataFile(path=path)], columns=columns, max_error_rate=max_error_rate)
-    copies = set(repeated(loaded.examples))
-    examples = [example for position, example in enumerate(loaded.examples) if position not in copies]
-    train, held_out = split_examples(examples, share=split, seed=seed)
-    written = {output: [examples[position] for position in train]}
-    if split:
-        written[held_out_path] = [examples[position] for position in held_out]
-    for target, rows in written.items():
-        _write_rows(target, rows)
-    counts = {str(target): len(rows) for target, rows in written.items()}
-    return WrittenDataset(counts, loaded.rows, len(copies), tuple(str(problem) for problem in loaded.problems))
+    with means_for([path]) as means:
+        sources = open_files([DataFile(path=path)])
+        loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=max_error_rate)
+    first = np.flatnonzero(~group(loaded.column("row")).copies())
+    prompts, labels = (loaded.column(name)[first] for name in ("prompt", "label"))
+    train, held_out = split_rows(prompts, labels, share=split, seed=seed)
+    written = {output: first[train], **({held_out_path: first[held_out]} if split else {})}
+    for target, positions in written.items():
+        _write_rows(target, examples_at(loaded, positions, columns))
+    counts = {str(target): len(positions) for target, positions in written.items()}
+    problems = tuple(str(problem) for problem in loaded.problems)
+    return WrittenDataset(counts, loaded.rows, len(loaded) - len(first), problems)
 
 
-def _write_rows(target: Path, examples: Sequence[Example]) -> None:
+def _write_rows(target: Path, examples: Iterable[Example]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.unfinished")
     try:

@@ -12,6 +12,7 @@ from finetune import __version__
 from finetune.config.schema import ModelConfig
 from finetune.core import machine
 from finetune.core.errors import FinetuneError
+from finetune.core.paths import cache_directory
 from finetune.core.types import Dtype
 from finetune.engines.registry import (
     ENGINES,
@@ -97,7 +98,14 @@ def _disk(directory: Path, advice: list[str]) -> dict[str, Any]:
     usage = shutil.disk_usage(directory)
     if usage.free < LITTLE_DISK:
         advice.append(f"Only {usage.free / 1e9:.1f} GB are free on this disk: checkpoints need room, so make some.")
-    return {"directory": str(directory.resolve()), "free_bytes": usage.free, "total_bytes": usage.total}
+    own = cache_directory()
+    held = sum(file.stat().st_size for file in own.rglob("*") if file.is_file()) if own.is_dir() else 0
+    return {
+        "directory": str(directory.resolve()),
+        "free_bytes": usage.free,
+        "total_bytes": usage.total,
+        "cache": {"directory": str(own), "bytes": held},
+    }
 
 
 def _libraries(problems: list[str], advice: list[str]) -> dict[str, str | None]:

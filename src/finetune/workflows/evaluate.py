@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.core.errors import DataError, UsageError
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.registry import choose_engine
+from finetune.evaluation.answers import AnswerScore, overlap_is_installed
 from finetune.evaluation.evaluator import Evaluator, Question, Scores
 from finetune.generation.requests import Prompt
 from finetune.models.source import ModelSource
@@ -37,6 +38,8 @@ class SampleComparison:
     expected: str
     base: str
     tuned: str | None
+    base_score: AnswerScore | None = None  # None: plain text, which has more than one right continuation
+    tuned_score: AnswerScore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def evaluate(
     on_notice: OnNotice = lambda _message: None,
     on_progress: OnProgress = lambda _which, _done, _all: None,
 ) -> EvaluationResult:
-    """Loss, perplexity, accuracy and exact match of base and tuned model, without merging.
+    """Loss, perplexity, accuracy and the figures of answers of base and tuned model, without merging.
 
     The rows are the run's validation rows, made again and checked against its fingerprint, or those of `data`.
     `limit` takes the first rows only; `generate` is the number of prompts that are answered, greedily.
@@ -100,7 +103,16 @@ def evaluate(
     if subject.model.init == "random":
         on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
     packing = choose_engine(subject.model).packs_rows
-    evaluator = Evaluator(held_out.rows, questions, tokenizer, source.context_length, packing=packing)
+    if any(question.is_answer for question in questions) and not overlap_is_installed():
+        on_notice("ROUGE and BLEU are left out: they need rouge-score and sacrebleu (pip install 'finetune[metrics]').")
+    evaluator = Evaluator(
+        held_out.rows,
+        questions,
+        tokenizer,
+        source.context_length,
+        packing=packing,
+        undesirable=held_out.undesirable,
+    )
     base, tuned = _scores(subject, source, evaluator, on_progress)
     return EvaluationResult(
         model=subject.model.name,
@@ -193,7 +205,12 @@ def _scores(
 def _samples(questions: list[Question], base: Scores, tuned: Scores | None) -> tuple[SampleComparison, ...]:
     return tuple(
         SampleComparison(
-            question.prompt.text, question.expected, base.answers[number], tuned.answers[number] if tuned else None
+            question.prompt.text,
+            question.expected,
+            base.answers[number],
+            tuned.answers[number] if tuned else None,
+            base.judged[number],
+            tuned.judged[number] if tuned else None,
         )
         for number, question in enumerate(questions)
     )

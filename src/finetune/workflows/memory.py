@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from finetune.core.machine import resident_memory
 from finetune.models.architecture import read_architecture
 from finetune.planning.memory import MemoryPlan, plan_memory
@@ -68,7 +66,7 @@ def largest_of(prepared: Preparation) -> BatchSize:
     training = prepared.config.training
     index = heaviest_step(
         prepared.batches,
-        np.array([len(row) - 1 for row in prepared.data.train], np.int32),
+        prepared.data.train_lengths - 1,
         count=prepared.plan.total_steps,
         max_rows=training.most_rows,
         max_tokens=training.max_batch_tokens,

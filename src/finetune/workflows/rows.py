@@ -26,10 +26,13 @@ class HeldOut:
     rows: Sequence[EncodedRow]
     samples: tuple[Sample, ...]
     template: Template
+    undesirable: Sequence[EncodedRow] = ()  # labelled so, and not among `rows`
 
     def first(self, limit: int | None) -> "HeldOut":
-        """Only the first rows and prompts; None: all."""
-        return self if limit is None else replace(self, rows=self.rows[:limit], samples=self.samples[:limit])
+        """Only the first rows and prompts of each kind; None: all."""
+        if limit is None:
+            return self
+        return replace(self, rows=self.rows[:limit], samples=self.samples[:limit], undesirable=self.undesirable[:limit])
 
 
 def rows_of_run(
@@ -77,7 +80,25 @@ def rows_of_file(
         samples=samples,
         on_notice=on_notice,
     )
-    return HeldOut(str(path), prepared.rows, prepared.samples, prepared.template)
+    undesirable: Sequence[EncodedRow] = ()
+    if prepared.report.rows.undesirable:
+        undesirable = _undesirable(path, tokenizer, source, config=config, others=prepared.rows)
+    return HeldOut(str(path), prepared.rows, prepared.samples, prepared.template, undesirable)
+
+
+def _undesirable(
+    path: Path, tokenizer: TextTokenizer, source: ModelSource, *, config: DataConfig, others: Sequence[EncodedRow]
+) -> list[EncodedRow]:
+    """The rows that only `include_undesirable` brings in."""
+    everything = prepare_evaluation(
+        str(path),
+        config.model_copy(update={"include_undesirable": True}),
+        tokenizer=tokenizer,
+        context_length=source.context_length,
+        samples=0,
+    )
+    known = {row.origin for row in others}
+    return [row for row in everything.rows if row.origin not in known]
 
 
 def _check_fingerprints(run: Run, found: Mapping[str, Any], *, only_files: bool) -> None:

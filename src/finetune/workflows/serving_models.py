@@ -54,7 +54,8 @@ class ServedModels:
         if subject.run is not None and (difference := other_base(subject.run.info, self.base.source)):
             on_notice(f"{name}: {difference}.")
         parent = self.catalogue.base.id
-        self.catalogue.add(ServedModel(name, prompter, str(subject.adapter), adapter=name, parent=parent))
+        root = subject.adapter.name if subject.run is None else _run_name(subject)
+        self.catalogue.add(ServedModel(name, prompter, root, adapter=name, parent=parent))
         self.adapters[name] = subject.adapter
 
 
@@ -72,7 +73,7 @@ def models_to_serve(
     model = ServedModel(
         base_name if has_adapter or name is None else name,
         Prompter(base.tokenizer, _base_template(subject, base.tokenizer, template, on_notice)),
-        subject.model.name if subject.tuned_model is None else str(subject.tuned_model),
+        base_name,
     )
     models = ServedModels(base, Catalogue(model, context_length=base.source.context_length))
     if has_adapter:

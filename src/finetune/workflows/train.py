@@ -269,10 +269,9 @@ def _number(value: float | None) -> float:
 
 def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     """What was inferred, what was left out, and what is unusual."""
-    lengths = [len(row) for row in prepared.data.train]
     advice = advise(
         prepared.config,
-        lengths=lengths,
+        lengths=prepared.data.train_lengths.tolist(),
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
         parameters=session.parameters.total,

@@ -16,7 +16,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
 
 def example_of(value, columns=None) -> Example:
     row = RawRow(Origin("f", 1), value)
-    return to_example(row, detect_shape([row], columns or {}), columns or {})
+    return to_example(row, detect_shape([row], columns or {}).name, columns or {})
 
 
 def turns(example: Example) -> list[tuple[str, str]]:
@@ -180,7 +180,7 @@ def test_a_row_of_another_shape_than_the_others_is_bad():
     shape = detect_shape([rows[0], rows[0], rows[1]], {})
 
     with pytest.raises(RowError, match="the row is text"):
-        to_example(rows[1], shape, {})
+        to_example(rows[1], shape.name, {})
 
 
 def test_unused_columns_are_counted():

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
-from finetune.data.rows import EncodedRow, Example, Message, Origin
+from finetune.data.rows import Example, Message, Origin
 from finetune.data.spans import render_example
 from finetune.data.templates import Template, TemplateError, choose_template
-from finetune.data.tokenize import covered, encode_examples
+from finetune.data.tokenize import EncodedExample, covered, encode_each
 
 ORIGIN = Origin("f", 1)
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
@@ -57,15 +57,14 @@ def answers(row) -> list[str]:
     return [row.text[start:end] for start, end in row.spans]
 
 
-def encoded(name: str | None, messages, *, train_on_prompt=False, **settings) -> tuple[EncodedRow, str]:
+def encoded(name: str | None, messages, *, train_on_prompt=False, **settings) -> tuple[EncodedExample, str]:
     tokenizer = tiny_tokenizer(**settings)
     template = choose_template(name, tokenizer)
-    rows = encode_examples(
+    [row] = encode_each(
         [Example(ORIGIN, tuple(messages))], template=template, tokenizer=tokenizer, train_on_prompt=train_on_prompt
     )
-    assert not rows.problems
-    row = rows.rows[0]
-    return row, tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False)
+    assert row.refusal is None
+    return row, tokenizer.decode(row.ids[row.mask], skip_special=False)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_mask_covers_exactly_the_answers_and_their_end_tokens(name, trained):
     row, text = encoded(name, DIALOGUE)
 
     assert text == trained
-    assert not row.loss_mask[0]
+    assert not row.mask[0]
 
 
 @pytest.mark.parametrize("name", ["chatml", "alpaca", "llama2", "llama3", "mistral", "plain"])
@@ -92,7 +91,7 @@ def test_a_row_never_starts_with_two_bos(name, adds_bos):
     row, _ = encoded(name, DIALOGUE, adds_bos=adds_bos)
     bos = tiny_tokenizer().bos_id
 
-    leading = row.input_ids[:2] == bos
+    leading = row.ids[:2] == bos
     assert not leading[1]
     assert leading[0] or not adds_bos
 
@@ -101,25 +100,25 @@ def test_end_token_is_trained_where_padding_is_eos():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_id = tokenizer.eos_id
     template = choose_template("alpaca", tokenizer)
-    row = encode_examples([Example(ORIGIN, DIALOGUE[:2])], template=template, tokenizer=tokenizer).rows[0]
+    [row] = encode_each([Example(ORIGIN, DIALOGUE[:2])], template=template, tokenizer=tokenizer)
 
-    assert row.input_ids[-1] == tokenizer.eos_id
-    assert row.loss_mask[-1]
+    assert row.ids[-1] == tokenizer.eos_id
+    assert row.mask[-1]
 
 
 def test_plain_text_is_trained_in_full_and_ends_with_eos():
     tokenizer = tiny_tokenizer()
     template = choose_template("plain", tokenizer)
-    row = encode_examples([Example(ORIGIN, text="Once")], template=template, tokenizer=tokenizer).rows[0]
+    [row] = encode_each([Example(ORIGIN, text="Once")], template=template, tokenizer=tokenizer)
 
-    assert row.input_ids[0] == tokenizer.bos_id
-    assert tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False) == "Once</s>"
+    assert row.ids[0] == tokenizer.bos_id
+    assert tokenizer.decode(row.ids[row.mask], skip_special=False) == "Once</s>"
 
 
 def test_train_on_prompt_trains_everything_but_the_first_token():
     row, _ = encoded("chatml", DIALOGUE, train_on_prompt=True)
 
-    assert row.loss_mask.tolist() == [False] + [True] * (len(row) - 1)
+    assert row.mask.tolist() == [False] + [True] * (len(row.ids) - 1)
 
 
 def test_tool_calls_are_trained_and_results_are_not():

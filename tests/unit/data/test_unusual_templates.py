@@ -6,7 +6,7 @@ from tests.support.tiny_tokenizer import tiny_tokenizer
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.spans import RenderedRow, render_example
 from finetune.data.templates import Template, TemplateError
-from finetune.data.tokenize import encode_examples
+from finetune.data.tokenize import encode_each
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
 DIALOGUE = (
@@ -142,8 +142,7 @@ def test_no_answer_ever_holds_what_others_say():
 def test_a_bos_that_a_template_prints_twice_is_read_once():
     tokenizer = tiny_tokenizer()
     template = Template("odd", "{{ bos_token }}{{ bos_token }}" + GREETS, tokenizer)
-    encoded = encode_examples([Example(Origin("f", 1), DIALOGUE)], template=template, tokenizer=tokenizer)
-    row = encoded.rows[0]
+    [row] = encode_each([Example(Origin("f", 1), DIALOGUE)], template=template, tokenizer=tokenizer)
 
-    assert (row.input_ids[:2] == tokenizer.bos_id).tolist() == [True, False]
-    assert tokenizer.decode(row.input_ids[row.loss_mask], skip_special=False) == "Hello.</s>Sure</s>"
+    assert (row.ids[:2] == tokenizer.bos_id).tolist() == [True, False]
+    assert tokenizer.decode(row.ids[row.mask], skip_special=False) == "Hello.</s>Sure</s>"

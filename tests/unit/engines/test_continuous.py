@@ -36,6 +36,7 @@ class TapeBatch:
     """RowBatch whose next token is the sum of all tokens read, modulo V: a wrong cache shows in every later token."""
 
     vocabulary: int = V
+    works_ahead: bool = True
     tapes: list[Tape] = field(default_factory=list)
     newest: list[int] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)  # lengths of what `read` was given

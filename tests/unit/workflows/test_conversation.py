@@ -26,11 +26,13 @@ def spelling(text: str) -> object:
 
 
 def conversation(*, context: int | None = None, adapter: bool = True, system: str | None = None) -> Conversation:
-    session = BigramSession(spelling("base"), {"tuned": spelling("tuned")} if adapter else {})  # type: ignore[arg-type]
+    tables = {"tuned": spelling("tuned"), "other": spelling("othr")} if adapter else {}
+    session = BigramSession(spelling("base"), tables)  # type: ignore[arg-type]
     source = ModelSource("fake", Path(), {}, "fake", 261, context)
     prompter = Prompter(TOKENIZER, choose_template("chatml", TOKENIZER))
     opened = OpenedSubject(source, TOKENIZER, session, prompter, "tuned" if adapter else None)
-    return Conversation(opened, AnswerOptions(max_tokens=20), system, NOTICES.append)
+    names = {"mine": "tuned", "other": "other"} if adapter else {}
+    return Conversation(opened, AnswerOptions(max_tokens=20), system, NOTICES.append, names)
 
 
 NOTICES: list[str] = []
@@ -49,24 +51,30 @@ def test_turns_and_answers_are_remembered() -> None:
 
 def test_the_adapter_is_switched_between_turns() -> None:
     chat = conversation()
-    chat.switch_adapter(False)
+    chat.switch_adapter(None)
     assert "".join(chat.ask("Hello")) == "base"
-    chat.switch_adapter(True)
-    assert "".join(chat.ask("Hello")) == "tuned"
+    chat.switch_adapter("other")
+    assert "".join(chat.ask("Hello")) == "othr"
+    with pytest.raises(UsageError, match=r"no adapter 'tuned'\. Adapters: mine, other"):
+        chat.switch_adapter("tuned")
+    assert "".join(chat.ask("Hello")) == "othr"
 
 
-def test_comparing_shows_both_and_goes_on_with_the_adapter() -> None:
+def test_comparing_shows_all_and_goes_on_with_what_is_switched_on() -> None:
     chat = conversation()
-    base, tuned = chat.compare("Hello")
-    assert (base.text, tuned.text) == ("base", "tuned")
+    answers = chat.compare("Hello")
+    assert {name: answer.text for name, answer in answers.items()} == {None: "base", "mine": "tuned", "other": "othr"}
     assert turns(chat) == ["Hello", "tuned"]
+    chat.switch_adapter(None)
+    chat.compare("Again")
+    assert turns(chat)[2:] == ["Again", "base"]
 
 
 def test_without_an_adapter_there_is_nothing_to_switch_or_compare() -> None:
     chat = conversation(adapter=False)
     assert "".join(chat.ask("Hello")) == "base"
     with pytest.raises(UsageError, match="no adapter"):
-        chat.switch_adapter(True)
+        chat.switch_adapter("mine")
     with pytest.raises(UsageError, match="no adapter"):
         chat.compare("Hello")
     assert turns(chat) == ["Hello", "base"]

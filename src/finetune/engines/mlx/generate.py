@@ -10,12 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from finetune.core.types import BoolArray, GenerationRequest
+from finetune.engines.base import Generator
 from finetune.engines.continuous import CacheSize, ContinuousGenerator
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.ragged import LayerCache, RowLengths
 from finetune.engines.mlx.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.mlx.sampling import Chosen, RowSampler, moved
+from finetune.engines.mlx.solo import SoloCache, SoloRows
 from finetune.engines.prefixes import PrefixCache
 
 _COLUMNS = 128  # that the batch makes room for at once
@@ -30,13 +32,18 @@ class RowCache:
     layers: list[LayerCache]
 
 
-def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None = None) -> ContinuousGenerator[RowCache]:
+def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None = None) -> Generator:
     """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
+    if not model.rows_share:
+        solo: PrefixCache[SoloCache] = PrefixCache()
+        return ContinuousGenerator(SoloRows(model), solo)
     return ContinuousGenerator(MLXRows(model), PrefixCache() if prefixes is None else prefixes)
 
 
 class MLXRows:
     """Implements `RowBatch`."""
+
+    works_ahead = True
 
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model

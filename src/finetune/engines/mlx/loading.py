@@ -16,12 +16,12 @@ from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import DTYPES, use_device
 from finetune.engines.mlx.head import SplitModel, split_model
 from finetune.engines.mlx.layout import Layout, layout_of, without_prefix
+from finetune.engines.mlx.packing_cache import pack_weights
 from finetune.engines.mlx.quantize import (
     BITS,
     left_float,
     quantizable,
     quantize_layers,
-    quantize_weights,
     require_same_bits,
     suit_device,
 )
@@ -94,12 +94,13 @@ def _quantize(model: Any, weights: dict[str, Any], wanted: str, path: Path) -> t
         return ()
     left, groups = left_float(model), quantizable(model)
     with _readable(path):
-        quantize_weights(weights, groups, BITS[wanted])
+        notices = pack_weights(weights, groups, BITS[wanted], path)
     quantize_layers(model, groups, BITS[wanted])
     if not left:
-        return ()
+        return notices
     names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in left}))
     return (
+        *notices,
         f"model.quantization={wanted}: {len(left)} modules ({names}) stay float: no group size divides their rows.",
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.loading import BaseModel
 from finetune.engines.mlx.lora import LoraWeights
 from finetune.engines.mlx.mixed import StackedUpdates, for_rows, stack
+from finetune.engines.mlx.sharing import rows_can_share
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +37,11 @@ class AdaptedModel(Protocol):
     @property
     def base(self) -> BaseModel:
         """The model as it is now: loading an adapter may change its parts."""
+        ...
+
+    @property
+    def rows_share(self) -> bool:
+        """Whether rows of different lengths can be decoded in one pass."""
         ...
 
     def adapter(self, name: str | None) -> LoadedAdapter:
@@ -63,6 +70,11 @@ class ResidentAdapters:
     @property
     def base(self) -> BaseModel:
         return self._adaptable.base
+
+    @cached_property
+    def rows_share(self) -> bool:
+        self.use({})
+        return rows_can_share(self.base)
 
     @property
     def parameters(self) -> int:
@@ -122,6 +134,10 @@ class TrainedModel:
 
     def __init__(self, base: BaseModel) -> None:
         self.base = base
+
+    @cached_property
+    def rows_share(self) -> bool:
+        return rows_can_share(self.base)
 
     def adapter(self, name: str | None) -> LoadedAdapter:
         if name is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.core.errors import ModelError
 
@@ -151,8 +151,3 @@ def quantization_of(config: Any) -> Mapping[str, Any] | None:
 def tied_names(model: Any) -> set[str]:
     """Parameters that are another one under a second name."""
     return set(model.all_tied_weights_keys)
-
-
-def new_cache(model: Any) -> Any:
-    """An empty key-value cache for one request; layers with a sliding window keep no more than the window."""
-    return DynamicCache(config=model.config)

@@ -1,81 +1,216 @@
-"""Decoding: a key-value cache for each request, one token a request and step, one synchronisation a step."""
+"""The rows of a batch that decodes: their caches, one forward pass for all of them, the choice of their tokens.
 
-from collections.abc import Callable, Sequence
+Parts of prompts are not read at once but with the next tokens of the rows, in one forward pass: a request that has
+just come costs no pass of its own, and its first token comes out of the pass that reads its prompt.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from finetune.core.types import GenerationRequest, RequestId, TokenEvent
+from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines import decoding
-from finetune.engines.decoding import ActiveRequests
-from finetune.engines.torch import compat
+from finetune.engines.continuous import CacheSize, Choice, ContinuousGenerator
+from finetune.engines.prefixes import PrefixCache
+from finetune.engines.torch.cache import CachedRow, SharedCaches, row_alone, with_room
 from finetune.engines.torch.device import explained_memory
-from finetune.engines.torch.loading import BaseModel
-from finetune.engines.torch.sampling import sample
+from finetune.engines.torch.ragged import Chunk, NewestTokens, Part, RaggedRows
+from finetune.engines.torch.resident import AdaptedModel, LoadedAdapter
+from finetune.engines.torch.sampling import SampledRow, Spoken, choose, spoken_of
 
 
-@dataclass(slots=True)
-class _Decoding:
-    """One request under way."""
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """What one request has read that is not in the batch, or what is kept of it for later ones."""
+
+    adapter: LoadedAdapter
+    place: CachedRow
+    unread: list[int] = field(default_factory=list)  # tokens that the next forward pass reads
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One request that decodes. `prompt` is there until its first forward pass, `place` from then on."""
 
     request: GenerationRequest
-    cache: Any
-    seen: Tensor | None  # bool [V], only for a repetition penalty
-    last: Tensor | None = None  # the newest token, which the model has not read
-    produced: int = 0
+    adapter: LoadedAdapter
+    newest: int  # the token that the model has not read
+    spoken: Spoken | None
+    prompt: Prompt | None = None
+    place: CachedRow | None = None  # in the shared caches
 
 
 @dataclass(slots=True)
-class TorchGenerator:
-    """Implements `Generator`. `select` puts an adapter (None: what is being trained, or the base) into the model."""
+class _Pass:
+    """The tokens of one forward pass, part by part."""
 
-    base: BaseModel
-    select: Callable[[str | None], None]
-    _requests: ActiveRequests[_Decoding] = field(default_factory=ActiveRequests)
+    parts: list[Part] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    adapters: list[LoadedAdapter] = field(default_factory=list)
+
+    def add_newest(self, row: _Row, position: int) -> int:
+        """One token of a row; its place in the pass. The part that it belongs to is added by the caller."""
+        self.tokens.append(row.newest)
+        self.positions.append(position)
+        self.adapters.append(row.adapter)
+        return len(self.tokens) - 1
+
+    def add_chunk(self, prompt: Prompt, tokens: Sequence[int]) -> int:
+        """Tokens behind what a prompt has read; the place of the last one in the pass."""
+        prompt.place = with_room(prompt.place, prompt.place.length + len(tokens))
+        first = prompt.place.length
+        self.parts.append(Chunk(prompt.place, len(tokens)))
+        self.tokens += tokens
+        self.positions += range(first, first + len(tokens))
+        self.adapters += [prompt.adapter] * len(tokens)
+        return len(self.tokens) - 1
+
+
+def make_generator(model: AdaptedModel, prefixes: PrefixCache[Prompt] | None = None) -> ContinuousGenerator[Prompt]:
+    """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
+    return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes)
+
+
+class Chosen(NamedTuple):
+    """Implements `Choices`: the tokens are there already."""
+
+    choices: Sequence[Choice]
+
+    def result(self) -> Sequence[Choice]:
+        return self.choices
+
+
+class TorchRows:
+    """Implements `RowBatch`."""
+
+    works_ahead = False  # Python launches each operation: while it waits for tokens nothing could be computed
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+        self._rows: list[_Row] = []
+        self._shared = SharedCaches()
+        self._pending: dict[Prompt, None] = {}  # those with unread tokens, in the order of their coming
+        self._token_bytes = 0  # of one token's keys and values; 0 until some are there
 
     @property
-    def busy(self) -> bool:
-        return bool(self._requests)
+    def vocabulary(self) -> int:
+        return self._model.base.vocabulary
 
-    def add(self, request: GenerationRequest) -> RequestId:
-        decoding.check_request(request, self.base.vocabulary)
-        self.select(request.adapter)  # an unknown name is refused here, not in the middle of decoding
-        seen = decoding.seen_tokens(request, self.base.vocabulary)
-        on_device = None if seen is None else torch.from_numpy(seen).to(self.base.device)
-        return self._requests.add(_Decoding(request, compat.new_cache(self.base.model), on_device))
-
-    def cancel(self, request: RequestId) -> None:
-        self._requests.cancel(request)
+    def adapter(self, name: str | None) -> LoadedAdapter:
+        return self._model.adapter(name)
 
     @torch.inference_mode()
-    def step(self) -> Sequence[TokenEvent]:
+    def start(self, adapter: LoadedAdapter, begun: Prompt | None, length: int) -> Prompt:
+        if begun is None:
+            return Prompt(adapter, row_alone(1))
+        if begun.unread:
+            self._read_pending()
+        return Prompt(adapter, row_alone(length + 1, begun.place.layers(length), length))
+
+    @torch.inference_mode()
+    def read(self, cache: Prompt, tokens: Sequence[int]) -> None:
+        unread = sum(len(prompt.unread) for prompt in self._pending)
+        if unread + len(tokens) > decoding.PREFILL_TOKENS:
+            self._read_pending()
+        cache.unread += tokens
+        room = cache.place.length + len(cache.unread) + 1  # the token that the row joins with
+        cache.place = with_room(cache.place, room)
+        self._pending[cache] = None
+
+    def join(self, cache: Prompt, request: GenerationRequest) -> None:
+        spoken = spoken_of(request, self.vocabulary, self._model.base.device)
+        self._rows.append(_Row(request, cache.adapter, request.prompt[-1], spoken, prompt=cache))
+
+    @torch.inference_mode()
+    def leave(self, index: int) -> None:
+        place = self._rows[index].place
+        self._rows[index] = self._rows[-1]
+        self._rows.pop()
+        if place is not None:
+            self._shared.release(place)
+
+    @torch.inference_mode()
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
         with explained_memory():
-            active = list(self._requests)
-            chosen = [self._next(state) for _, state in active]
-            if not chosen:
-                return []
-            tokens = torch.stack([token for token, _ in chosen]).tolist()
-            logprobs = torch.stack([logprob for _, logprob in chosen]).tolist()
-        results = zip(active, tokens, logprobs, strict=True)
-        return [self._requests.produced(identifier, token, logprob) for (identifier, _), token, logprob in results]
+            rows = zip(self._rows, numbers, strict=True)
+            asked = [SampledRow(row.request, number, row.spoken) for row, number in rows]
+            choices = choose(self._next_logits(), asked, allowed)
+        for row, choice in zip(self._rows, choices, strict=True):
+            row.newest = choice.token
+            if row.spoken is not None:
+                row.spoken.add(choice.token)
+        return Chosen(choices)
 
-    def _next(self, state: _Decoding) -> tuple[Tensor, Tensor]:
-        """The request's next token and its log-probability."""
-        self.select(state.request.adapter)
-        hidden = self._prefill(state) if state.last is None else self._read(state, state.last.view(1, 1))
-        logits = self.base.split.logits(hidden[0, -1])
-        token, logprob = sample(logits, state.request.sampling, number=state.produced, seen=state.seen)
-        state.last = token
-        if state.seen is not None:
-            state.seen[token] = True
-        return token, logprob
+    @torch.inference_mode()
+    def copy(self, index: int) -> Prompt:
+        row = self._rows[index]
+        if row.prompt is not None:
+            return row.prompt
+        assert row.place is not None
+        length = row.place.length
+        return Prompt(row.adapter, row_alone(length, row.place.layers(), length))
 
-    def _prefill(self, state: _Decoding) -> Tensor:
-        tokens = torch.tensor([state.request.prompt], device=self.base.device)
-        parts = [self._read(state, part)[:, -1:] for part in torch.split(tokens, decoding.PREFILL_TOKENS, 1)]
-        return parts[-1]
+    @torch.inference_mode()
+    def size(self, cache: Prompt) -> CacheSize:
+        kept = cache.place.cache
+        if not self._token_bytes:
+            self._read_pending()
+            self._token_bytes = kept.bytes // kept.capacity
+        return CacheSize(self._token_bytes * kept.capacity)
 
-    def _read(self, state: _Decoding, tokens: Tensor) -> Tensor:
-        return self.base.split.hidden(input_ids=tokens, past_key_values=state.cache, use_cache=True)
+    def _next_logits(self) -> Tensor:
+        """[R, V], from a pass that reads every row's newest token, and what is unread of prompts."""
+        step, last = _Pass(), dict[_Row, int]()
+        self._add_settled(step, last)
+        new = [(row, row.prompt) for row in self._rows if row.prompt is not None]
+        for row, prompt in new:
+            last[row] = step.add_chunk(prompt, [*prompt.unread, row.newest])
+            self._pending.pop(prompt, None)
+            prompt.unread = []
+        self._add_pending(step)
+        hidden = self._run(step)
+        for row, prompt in new:
+            row.place, row.prompt = self._shared.insert(prompt.place), None
+        return self._model.base.split.logits(hidden[[last[row] for row in self._rows]])
+
+    def _add_settled(self, step: _Pass, last: dict[_Row, int]) -> None:
+        """The newest tokens of the rows in the shared caches, by cache and slot."""
+        settled = {}
+        for row in self._rows:
+            if row.place is not None:
+                row.place = self._shared.with_room(row.place)
+                settled[row.place] = row
+        for cache in self._shared:
+            for place in cache.rows:
+                last[settled[place]] = step.add_newest(settled[place], place.length)
+            step.parts.append(NewestTokens(cache, self._model.base.device))
+
+    def _add_pending(self, step: _Pass) -> None:
+        for prompt in self._pending:
+            step.add_chunk(prompt, prompt.unread)
+            prompt.unread = []
+        self._pending.clear()
+
+    def _read_pending(self) -> None:
+        """Read what is unread of prompts, without the rows."""
+        if self._pending:
+            with explained_memory():
+                step = _Pass()
+                self._add_pending(step)
+                self._run(step)
+
+    def _run(self, step: _Pass) -> Tensor:
+        """Hidden states [N, D] of a pass; keys and values are in the caches afterwards."""
+        base = self._model.base
+        tokens, positions = (torch.tensor([values], device=base.device) for values in (step.tokens, step.positions))
+        with self._model.using(step.adapters):
+            hidden = base.split.hidden(
+                input_ids=tokens, position_ids=positions, rows=RaggedRows(step.parts), use_cache=False
+            )
+        for part in step.parts:
+            part.advance()
+        return hidden[0]

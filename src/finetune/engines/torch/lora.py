@@ -7,7 +7,7 @@ float32, products are in the type of the activations.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +28,20 @@ class LoraWeights(NamedTuple):
     magnitude: Tensor | None = None  # [out], of DoRA
 
 
+class Mixed(Protocol):
+    """Several adapters, of which each token of the call takes its own."""
+
+    def product(self, layer: "LoRALinear", x: Tensor) -> Tensor:
+        """What the layer makes of x [N, in]: [N, out]."""
+        ...
+
+
 @dataclass(slots=True)
 class LoraSlot:
     """What the LoRA layers of one model add in the call under way."""
 
     active: Mapping[str, LoraWeights] = field(default_factory=dict)  # by module name
+    mixed: Mixed | None = None  # goes before `active`
     dropout: float = 0.0
     seeds: Mapping[str, int] = field(default_factory=dict)  # of dropout, by module name; none: no dropout
 
@@ -56,17 +65,28 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        update = self.slot.active.get(self.path)
-        if update is None:
-            plain: Tensor = self.base(x)
-            return plain
         flat = x.reshape(-1, x.shape[-1])
-        bias: Any = self.base.bias
-        y = self._product(flat, update, bias if update.magnitude is None else None)
-        if update.magnitude is not None:
-            scale = self.row_scales.of(update.a, update.b, update.scale, update.magnitude, x.dtype)
-            y = scale_rows(y, update.magnitude, scale, bias)
+        if self.slot.mixed is not None:
+            y = self.slot.mixed.product(self, flat)
+        elif update := self.slot.active.get(self.path):
+            y = self._adapted(flat, update)
+        else:
+            y = self.base(flat)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's, [out]."""
+        base: Any = self.base
+        bias: Tensor | None = base.bias
+        return bias
+
+    def _adapted(self, x: Tensor, update: LoraWeights) -> Tensor:
+        if update.magnitude is None:
+            return self._product(x, update, self.bias)
+        y = self._product(x, update, None)
+        scale = self.row_scales.of(update.a, update.b, update.scale, update.magnitude, x.dtype)
+        return scale_rows(y, update.magnitude, scale, self.bias)
 
     def _product(self, x: Tensor, update: LoraWeights, bias: Tensor | None) -> Tensor:
         fixed = Fixed(self.weight, bias, update.scale, self._dropout_mask)

@@ -15,9 +15,10 @@ from finetune.engines.state_file import read_state, write_state
 from finetune.engines.torch import compat
 from finetune.engines.torch.device import PeakMemory, explained_memory
 from finetune.engines.torch.documents import flatten
-from finetune.engines.torch.generate import TorchGenerator
+from finetune.engines.torch.generate import make_generator
 from finetune.engines.torch.loss import summed_loss
 from finetune.engines.torch.optimizer import Optimizer
+from finetune.engines.torch.resident import TrainedModel
 from finetune.engines.torch.scoring import batch_loss
 from finetune.engines.torch.trainable import Trainable
 
@@ -90,7 +91,7 @@ class TorchTrainSession:
         return batch_loss(self._base, batch)
 
     def generator(self) -> Generator:
-        return TorchGenerator(self._base, lambda adapter: None)
+        return make_generator(TrainedModel(self._base))
 
     def weights(self) -> Mapping[str, FloatArray]:
         return _as_arrays(self._masters.views(self._masters.weights))

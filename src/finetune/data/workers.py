@@ -1,0 +1,184 @@
+"""Processes that share the work on the chunks of a file.
+
+They are new interpreters that import nothing but this package's data part: never forks, which a process with the
+threads of an engine does not survive, and never a second run of the person's own script. Each gets a chunk at a time
+and gives back its arrays; the results come in the order of the chunks, whatever the number of processes.
+A worker ends when its standard input does, so none outlives the process that started it, however that ends.
+"""
+
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, TypeAlias
+
+from finetune.core.errors import DataError, FinetuneError
+from finetune.data.encoding import Encoder, ReadChunk, Reading, read_chunk
+from finetune.data.readers import Chunk
+
+# Works on the chunks of one file; results are in the order of the chunks.
+Processing: TypeAlias = Callable[[Iterable[Chunk], Reading, Encoder | None], Iterator[ReadChunk]]
+
+_LENGTH = struct.Struct("<Q")
+_START = "import sys; sys.path[:] = {path!r}; from finetune.data.workers import serve; serve()"
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def here(chunks: Iterable[Chunk], reading: Reading, encoder: Encoder | None) -> Iterator[ReadChunk]:
+    """All of it in this process."""
+    return (read_chunk(chunk, reading, encoder) for chunk in chunks)
+
+
+@contextmanager
+def processing(processes: int) -> Iterator[Processing]:
+    """A way to work on chunks in so many processes (1: in this one), which end with the block."""
+    if processes == 1:
+        yield here
+        return
+    pool = _Pool([_Worker() for _ in range(processes)])
+    try:
+        yield pool.process
+    finally:
+        pool.close()
+
+
+class _Worker:
+    """One process, and what it was last told."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", _START.format(path=sys.path)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **_ONE_THREAD}
+        )
+        self._encoder: Encoder | None = None
+
+    def read(self, chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk:
+        """`read_chunk`, over there. Raises what it raises, and DataError where the process is gone."""
+        news = None if encoder is self._encoder else _Told(encoder)  # a tokenizer is large, and the same for long
+        try:
+            _send(self._process.stdin, (chunk, reading, news))
+            result = _receive(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError(self._gone()) from error
+        self._encoder = encoder
+        if isinstance(result, BaseException):
+            raise result
+        found: ReadChunk = result
+        return found
+
+    def _gone(self) -> str:
+        code = self._process.wait()
+        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        hint = " The system may have run out of memory." if code == -signal.SIGKILL else ""
+        return (
+            f"A process that reads the data ended before its work was done ({why}).{hint} "
+            "Start again; FT_DATA_PROCESSES=1 does all of it in one process, with less memory."
+        )
+
+    def end(self) -> None:
+        """At once."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                _close(pipe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The encoder from now on."""
+
+    encoder: Encoder | None
+
+
+class _Pool:
+    """Hands each chunk to the next worker that is free."""
+
+    def __init__(self, workers: Sequence[_Worker]) -> None:
+        self._workers = workers
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in workers:
+            self._free.put(worker)
+        self._threads = ThreadPoolExecutor(len(workers), thread_name_prefix="data")
+
+    def process(self, chunks: Iterable[Chunk], reading: Reading, encoder: Encoder | None) -> Iterator[ReadChunk]:
+        """The results in order; few chunks are under way or waiting at any time."""
+        waiting: deque[Future[ReadChunk]] = deque()
+        for chunk in chunks:
+            waiting.append(self._threads.submit(self._one, chunk, reading, encoder))
+            if len(waiting) > 2 * len(self._workers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _one(self, chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk:
+        worker = self._free.get()
+        try:
+            return worker.read(chunk, reading, encoder)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """End the processes first: a thread that waits for one wakes up by that."""
+        for worker in self._workers:
+            worker.end()
+        self._threads.shutdown(cancel_futures=True)
+
+
+def serve() -> None:
+    """What a worker does: chunks from standard input, results to standard output, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started us ends us
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever a library prints is no result
+    encoder: Encoder | None = None
+    while True:
+        try:
+            chunk, reading, news = _receive(source)
+            encoder = encoder if news is None else news.encoder
+            _send(target, _result(chunk, reading, encoder))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def _result(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk | Exception:
+    try:
+        return read_chunk(chunk, reading, encoder)
+    except FinetuneError as error:
+        return error
+    except MemoryError:
+        return DataError("A process that reads the data has no memory left. FT_DATA_PROCESSES=1 needs the least.")
+
+
+def _send(pipe: IO[bytes] | None, value: Any) -> None:
+    assert pipe is not None
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    pipe.write(_LENGTH.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes] | None) -> Any:
+    assert pipe is not None
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (length,) = _LENGTH.unpack(head)
+    data = pipe.read(length)
+    if len(data) < length:
+        raise EOFError
+    return pickle.loads(data)
+
+
+def _close(pipe: IO[bytes]) -> None:
+    try:
+        pipe.close()
+    except OSError:  # bytes that the process did not take
+        return
