@@ -47,7 +47,9 @@ def _explain_key(key: str, errors: Sequence[ErrorDetails], given: Given | None) 
         return [Problem(DEFAULT, f"{key}: missing. {how}")]
     if key in SHAPES:
         inside = [error for error in errors if error["type"] in _SPECIFIC]
-        if not (isinstance(given.value, list | int) and inside):
+        if isinstance(given.value, int | float):  # a number, if not a right one
+            inside += [error for error in errors if error["type"].startswith("int_")]
+        if not (isinstance(given.value, list | int | float) and inside):
             return [_problem(key, given.value, given.source, f"{SHAPES[key]}, not {kind_of(given.value)}")]
         errors = inside
     return [_explain_one(key, error, given) for error in errors]
