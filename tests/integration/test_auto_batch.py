@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import write_rows
 
 from finetune.config.load import load_config
@@ -19,6 +20,11 @@ from finetune.workflows import auto_batch
 from finetune.workflows.train import resume, train
 
 ROWS = [{"prompt": f"Say {'very ' * (number % 7)}{number}", "completion": str(number)} for number in range(24)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "model")
 
 
 def flags(model: Path, data: Path, output: Path, engine: Engine) -> dict[str, Any]:
@@ -40,11 +46,11 @@ def same(one: Path, other: Path) -> bool:
 
 
 def test_an_auto_run_its_resolved_config_and_its_resumption_end_in_the_same_bits(
-    engine: Engine, tied_llama: Path, tmp_path: Path
+    engine: Engine, model: Path, tmp_path: Path
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     said: list[Event] = []
-    config = load_config(None, environ={}, flags=flags(tied_llama, data, tmp_path / "auto", engine))
+    config = load_config(None, environ={}, flags=flags(model, data, tmp_path / "auto", engine))
 
     train(config, listeners=[said.append])
 
@@ -61,7 +67,7 @@ def test_an_auto_run_its_resolved_config_and_its_resumption_end_in_the_same_bits
 
 
 def test_a_probe_that_fails_leads_to_a_smaller_cut_and_at_last_to_an_error(
-    engine: Engine, tied_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     tried: list[int | None] = []
@@ -71,7 +77,7 @@ def test_a_probe_that_fails_leads_to_a_smaller_cut_and_at_last_to_an_error(
 
     monkeypatch.setattr(auto_batch, "probe", probe)
     with pytest.raises(TrainingError, match=r"even one row at a time.* Lower data\.max_length"):
-        train(load_config(None, environ={}, flags=flags(tied_llama, data, tmp_path / "auto", engine)))
+        train(load_config(None, environ={}, flags=flags(model, data, tmp_path / "auto", engine)))
     assert tried[0] is None
     assert len(tried) > 2
     assert not (tmp_path / "auto").exists()

@@ -4,6 +4,7 @@ A process of its own, because a step that does not fit may be killed, and becaus
 run: no state of a session, no random numbers, no memory that the C library keeps.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from finetune.engines.registry import choose_engine
 
 _REQUEST, _BATCHES, _ANSWER = "request.json", "batches.npz", "answer.json"
 _FIELDS = ("inputs", "targets", "loss_mask", "positions", "segments")
+_LARGE_LIBRARIES = ("torch", "transformers", "mlx_lm", "pyarrow")
 _STEPS = 2  # the second has the optimizer's state in memory from its start
 
 
@@ -52,6 +54,7 @@ def probe(run: ProbedRun, batches: Sequence[Batch]) -> Taken | None:
         folder = Path(name)
         sections = {key: getattr(run, key).model_dump(mode="json") for key in ("model", "training", "lora")}
         request = {"path": str(run.path), "spares": run.spares, "batches": len(batches), **sections}
+        request["libraries"] = [library for library in _LARGE_LIBRARIES if library in sys.modules]
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         arrays = {f"{number}-{key}": getattr(batch, key) for number, batch in enumerate(batches) for key in _FIELDS}
         np.savez(folder / _BATCHES, **arrays)
@@ -70,6 +73,8 @@ def main(folder: Path) -> None:
         batches = [Batch(*(arrays[f"{number}-{key}"] for key in _FIELDS)) for number in range(request["batches"])]
     model, training = ModelConfig(**request["model"]), TrainingConfig(**request["training"])
     engine = choose_engine(model)
+    for library in request["libraries"]:  # what the run has loaded already is not what a step takes
+        importlib.import_module(library)
     before = _memory()
     if request["spares"]:
         engine.spare_memory()
