@@ -67,7 +67,7 @@ class _Search:
             left.remove(cut)
             taken = self._taken(cut)
             if taken is None:
-                left = [other for other in left if other.needed < 0.9 * cut.needed or not cut.needed]
+                left = _clearly_smaller(left, cut)
                 continue
             best = (cut, taken)
             factor = taken / cut.needed if cut.needed else 1.0
@@ -137,6 +137,18 @@ class _Search:
 
     def _lengths(self) -> IntArray:
         return np.array([len(row) - 1 for row in self.prepared.data.train], np.int32)
+
+
+def _clearly_smaller(cuts: list[Cut], failed: Cut) -> list[Cut]:
+    """Those that need less by a tenth of what can be saved at all; without predictions, those that cost more."""
+    if not failed.needed:
+        return cuts
+    least = min((cut.needed for cut in cuts), default=0)
+    return [
+        cut
+        for cut in cuts
+        if cut.needed <= failed.needed - 0.1 * (failed.needed - least) and cut.needed < failed.needed
+    ]
 
 
 def _needed(cut: Cut) -> int:
