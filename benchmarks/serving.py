@@ -33,6 +33,7 @@ ADAPTERS = ("one", "two", "three", "four")
 AT_ONCE = 16
 TOKENS = 64  # of each answer
 LATENCY_REQUESTS = 4
+LATENCY_PROMPTS = 1 + 2 * LATENCY_REQUESTS  # one alone, some together, some of which the last one joins the others
 LATENCY_TRIES = 5
 
 # The wheel's own BLAS is about 30 times slower: the peer gets the one that this project loads.
@@ -50,7 +51,8 @@ class Figures:
     four_adapters_cpu: float  # seconds of processor time of the server
     one_adapter_cpu: float
     first_token_alone: float  # seconds, median
-    first_token_together: float  # of LATENCY_REQUESTS at once, median
+    first_token_joining: float  # while LATENCY_REQUESTS - 1 others decode, median
+    first_token_together: float  # of LATENCY_REQUESTS that come in the same moment, median
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,21 +187,39 @@ async def persistently(client: httpx.AsyncClient, asked: dict[str, Any]) -> http
     raise SystemExit(f"{client.base_url} refuses every connection")
 
 
+async def first_token(client: httpx.AsyncClient, asked: dict[str, Any], ready: asyncio.Event | None = None) -> float:
+    """Seconds to the first text of an answer, which is read to its end; `ready` is set at the first text."""
+    began, first = time.perf_counter(), 0.0
+    async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+        async for line in response.aiter_lines():
+            if not first and has_text(line):
+                first = time.perf_counter() - began
+                if ready is not None:
+                    ready.set()
+    return first
+
+
 async def first_tokens(side: Side, prompts: Sequence[str]) -> list[float]:
-    """Seconds to the first text of each answer, all asked for at once with one adapter."""
+    """Seconds to the first text of each answer, all asked for in the same moment with one adapter."""
     async with httpx.AsyncClient(base_url=side.url, timeout=600, trust_env=False) as client:
+        asked = [body(side, ADAPTERS[0], prompt, tokens=8, stream=True) for prompt in prompts]
+        return list(await asyncio.gather(*(first_token(client, one) for one in asked)))
 
-        async def one(prompt: str) -> float:
-            began = time.perf_counter()
-            asked = body(side, ADAPTERS[0], prompt, tokens=8, stream=True)
-            first = 0.0
-            async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
-                async for line in response.aiter_lines():
-                    if not first and has_text(line):
-                        first = time.perf_counter() - began
-            return first
 
-        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+async def joining(side: Side, prompts: Sequence[str]) -> float:
+    """Seconds to the first text of the last prompt's answer, while those of the others are being decoded."""
+    async with httpx.AsyncClient(base_url=side.url, timeout=600, trust_env=False) as client:
+        events = [asyncio.Event() for _ in prompts[:-1]]
+        others = [
+            asyncio.ensure_future(first_token(client, body(side, ADAPTERS[0], prompt, tokens=400, stream=True), event))
+            for prompt, event in zip(prompts, events, strict=False)
+        ]
+        await asyncio.gather(*(event.wait() for event in events))
+        seconds = await first_token(client, body(side, ADAPTERS[0], prompts[-1], tokens=8, stream=True))
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+    return seconds
 
 
 def has_text(line: str) -> bool:
@@ -224,11 +244,12 @@ def measure(side: Side, prompts: Sequence[str]) -> Figures:
     asyncio.run(throughput(side, batches[0][2:3], ADAPTERS[:1]))
     single, single_seconds, single_cpu = asyncio.run(throughput(side, batches[2], ADAPTERS[:1]))
     rest = [prompt for batch in batches[3:] for prompt in batch]
-    alone, together = [], []
+    alone, join, together = [], [], []
     for number in range(LATENCY_TRIES):
-        group = rest[number * (LATENCY_REQUESTS + 1) :]
+        group = rest[number * LATENCY_PROMPTS :]
         alone += asyncio.run(first_tokens(side, group[:1]))
         together += asyncio.run(first_tokens(side, group[1 : LATENCY_REQUESTS + 1]))
+        join.append(asyncio.run(joining(side, group[LATENCY_REQUESTS + 1 : LATENCY_PROMPTS])))
     return Figures(
         four_adapters=many / many_seconds,
         one_adapter=single / single_seconds,
@@ -237,6 +258,7 @@ def measure(side: Side, prompts: Sequence[str]) -> Figures:
         four_adapters_cpu=many_cpu,
         one_adapter_cpu=single_cpu,
         first_token_alone=median(alone),
+        first_token_joining=median(join),
         first_token_together=median(together),
     )
 
@@ -261,6 +283,7 @@ def summary(runs: dict[str, list[Figures]]) -> dict[str, Any]:
         "ratio_one_adapter": round(our["one_adapter"] / their["one_adapter"], 2),
         "ratio_four_adapters_cpu": round(their["four_adapters_cpu"] / our["four_adapters_cpu"], 2),
         "ratio_one_adapter_cpu": round(their["one_adapter_cpu"] / our["one_adapter_cpu"], 2),
+        "first_token_joining_to_alone": round(our["first_token_joining"] / our["first_token_alone"], 2),
         "first_token_together_to_alone": round(our["first_token_together"] / our["first_token_alone"], 2),
     }
 
@@ -275,7 +298,7 @@ def main() -> None:
     for folder in (arguments.workload, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     make_workload(arguments.workload, None)
-    prompts = prompts_of(arguments.workload, 3 * AT_ONCE + LATENCY_TRIES * (LATENCY_REQUESTS + 1))
+    prompts = prompts_of(arguments.workload, 3 * AT_ONCE + LATENCY_TRIES * LATENCY_PROMPTS)
     model = arguments.workload / "nano30"
     runs: dict[str, list[Figures]] = {}
     load = [round(one, 2) for one in os.getloadavg()]

@@ -90,3 +90,19 @@ def test_a_cached_prefix_changes_no_token(subject: Subject) -> None:
         for turn in (first, replace(first, prompt=(*head, *said, 7, 8, 9)), replace(first, prompt=(*head[:-4], 5, 6))):
             assert alone(session, turn) == decode(fresh.generator(), turn)[0], (adapter, turn)
         fresh = subject.open()
+
+
+@some_kinds
+def test_prompts_that_are_read_together_give_what_each_gives_alone(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 512)
+    adapters = ("low", None, "dora", "high", "low")
+    requests = [
+        GenerationRequest(prompt(2 * WINDOW + row, seed=row), 8, adapter=adapter)
+        for row, adapter in enumerate(adapters)
+    ]
+    together, single = subject.open(), subject.open()
+    for _ in range(2):  # the second time with new prompts, and a generator that knows its model
+        assert decode(together.generator(), *requests) == [alone(single, request) for request in requests]
+        requests = [replace(request, prompt=request.prompt[::-1]) for request in requests]

@@ -53,6 +53,43 @@ def test_info_counts_rows_and_lists_bad_ones_with_their_lines(data, model):
     assert "rows.jsonl:32: the row has no answer" in ft("dataset", "info", data).stdout
 
 
+def test_show_lists_each_row_that_is_left_out_with_its_reason(tmp_path, model):
+    rows = [
+        *({"prompt": f"Is {n} even?", "completion": "no", "label": True} for n in range(60)),
+        {"prompt": "Is 0 even?", "completion": "no", "label": True},
+        {"prompt": "Is 90 even?", "completion": "no", "label": False},
+        {"prompt": "And?", "completion": ""},
+        {"prompt": "Long?", "completion": "a b " * 100, "label": True},
+        {"prompt": "x" * 400, "completion": "Long?", "label": True},
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    as_json = json.loads(ft("dataset", "info", data, "--model", model, "--show", "--json").stdout)["left_out"]
+    said = ft("dataset", "info", data, "--show").stdout
+    config = tmp_path / "run.yml"
+    config.write_text(f"model: {{name: demo}}\ndata: {{train_file: {data}, on_long: drop, max_length: 100}}\n")
+    checked = ft("train", "validate", config, "--show")
+
+    assert [(row["line"], row["reason"].split(" ", 1)[0]) for row in as_json] == [
+        (61, "an"),
+        (62, "labelled"),
+        (63, "the"),
+        (64, "cut:"),
+        (65, "dropped:"),
+    ]
+    assert as_json[0]["reason"] == "an exact duplicate of rows.jsonl:1"
+    assert "Rows that are dropped, left out or cut: 3\n  rows.jsonl:61: an exact duplicate of rows.jsonl:1\n" in said
+    assert "rows.jsonl:64: dropped: " in checked.stdout, checked.stderr
+    assert "tokens, more than 100" in checked.stdout
+
+
+def test_show_is_bounded_and_counts_the_rest(tmp_path):
+    data = write(tmp_path / "rows.jsonl", [*ROWS * 3])
+    said = ft("dataset", "info", data, "--show").stdout
+
+    assert "Rows that are dropped, left out or cut: 60" in said
+    assert "  and 10 more (--json lists all)" in said
+
+
 def test_inspect_shows_what_is_trained_on(data, model):
     document = json.loads(ft("dataset", "inspect", data, "--model", model, "--rows", 1, "--json").stdout)
     row = document["rows"][0]

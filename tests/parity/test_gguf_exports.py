@@ -95,6 +95,13 @@ def test_a_full_run_and_a_run_with_an_adapter_are_exported(tmp_path: Path) -> No
         assert result["comparison"]["adapter_effect"] > 0.1
 
 
+def test_a_base_in_few_bits_takes_part_as_the_adapter_knew_it(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    run = tiny_run(tmp_path / "lora", model, quantization="4bit")
+    comparison = export(run, tmp_path / "out.gguf", "-q", "f32")["comparison"]
+    assert comparison["largest_difference"] <= comparison["tolerance"] < comparison["adapter_effect"]
+
+
 WIDE = 256  # one block of a K-quant a row
 
 
@@ -227,6 +234,15 @@ def test_wrong_requests_are_met_before_any_work(adapter: Path, tmp_path: Path) -
     ran = ft("export", adapter, "--format", "gguf", "--output", tmp_path / "directory")
     assert ran.code == 2
     assert "ends in .gguf" in ran.err
+
+
+def test_a_file_that_answers_otherwise_is_thrown_away(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune.export.gguf import tensors
+
+    monkeypatch.setattr(tensors, "permuted", lambda rows, _heads: rows)
+    assert "does not answer like the original" in refused(tmp_path, adapter, "--format", "gguf", "-q", "f32")
 
 
 def test_a_disk_that_takes_no_more_leaves_nothing(adapter: Path, tmp_path: Path) -> None:

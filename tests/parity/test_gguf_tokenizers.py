@@ -114,6 +114,17 @@ def gemma_like(folder: Path) -> Path:
     return folder
 
 
+def test_tokens_are_written_with_their_kinds(tmp_path: Path) -> None:
+    folder = gemma_like(tmp_path / "model")
+    config = CONFIGS["gemma"]()
+    config.vocab_size = TextTokenizer.open(folder).vocab_size + 2
+    vocabulary = write_gguf(make_model_for(folder, config), folder / "model.gguf").vocabulary
+    kinds = {text: kind.name for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)}
+    expected = {"<0x0A>": "BYTE", "<unk>": "UNKNOWN", "<bos>": "CONTROL", "\n\n": "USER_DEFINED", "▁": "NORMAL"}
+    assert {text: kinds[text] for text in expected} == expected
+    assert [vocabulary.kinds[-1].name, vocabulary.tokens[-1]] == ["UNUSED", f"[PAD{config.vocab_size - 1}]"]
+
+
 @pytest.mark.parametrize("kind", ["gemma", "gemma3"])
 def test_a_vocabulary_like_gemmas_gives_the_same_tokens(kind: str, tmp_path: Path) -> None:
     assert differing(gemma_like(tmp_path / "model"), kind) == set()

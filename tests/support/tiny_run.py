@@ -17,13 +17,20 @@ def write_rows(path: Path, rows: list[dict[str, Any]] | None = None) -> Path:
 
 
 def tiny_run(
-    root: Path, model: Path, *, method: str = "lora", init: str = "pretrained", rows: list[dict[str, Any]] | None = None
+    root: Path,
+    model: Path,
+    *,
+    method: str = "lora",
+    init: str = "pretrained",
+    quantization: str | None = None,
+    rows: list[dict[str, Any]] | None = None,
 ) -> Path:
     """Train on a few rows and return the run's directory, which lies in `root` beside its data."""
     root.mkdir(parents=True, exist_ok=True)
     flags = {
         "model.name": str(model),
         "model.init": init,
+        "model.quantization": quantization,
         "data.train_file": str(write_rows(root / "rows.jsonl", rows)),
         "data.validation_split": 0.3,
         "training.method": method,

@@ -25,6 +25,16 @@ _ANSWER_LABELS = {
 }
 LONGEST_SHOWN = 240  # characters of a sample on the terminal; --json has all
 
+Data = Annotated[Path | None, typer.Option("--data", "-d", help="A file of rows; default: the run's validation rows.")]
+Generate = Annotated[
+    int | None,
+    typer.Option("--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write figures and answers to a .json file, or the answers to a .jsonl."),
+]
+
 
 def evaluate(
     *,
@@ -33,22 +43,14 @@ def evaluate(
     ] = None,
     model: answers.Model = None,
     adapter: answers.Adapter = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="A file of rows; default: the run's validation rows.")
-    ] = None,
+    data: Data = None,
     checkpoint: answers.Checkpoint = None,
     backend: answers.Backend = None,
     device: answers.Device = None,
     template: answers.Template = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first rows.")] = None,
-    generate: Annotated[
-        int | None,
-        typer.Option("--generate", help="Prompts to answer, for exact match and samples; default: 20 (plain text: 3)."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write figures and answers to a .json file, or the answers to a .jsonl."),
-    ] = None,
+    generate: Generate = None,
+    output: Output = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a model on held-out rows: loss, perplexity and accuracy, and how good its answers are.

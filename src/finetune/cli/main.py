@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "See it work: tune the carried model, before and after, in a few minutes.",
     "train": "Tune a model on a file of examples, resume a run, check a configuration.",
     "evaluate": "Measure base and tuned model on held-out rows, side by side.",
+    "harness": "Run EleutherAI's lm-evaluation-harness on a tuned model.",
     "generate": "Answer one prompt with a model, with or without an adapter.",
     "chat": "Talk to a model on the terminal.",
     "serve": "Serve a model and its adapters to OpenAI's clients.",

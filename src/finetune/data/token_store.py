@@ -43,7 +43,7 @@ IS_TEXT, IS_DIALOGUE, IS_REFUSED = 1, 2, 4  # flags
 ROLES = ("system", "user", "assistant", "tool")
 
 TABLE_FILE, IDS_FILE, MASK_FILE = "rows.bin", "ids.bin", "mask.bin"
-_HELD = 32 * 2**20  # bytes read of mapped files before their pages are given back
+_HELD = 4 * 2**20  # bytes read of mapped files before their pages are given back
 
 
 class DamagedStoreError(DataError):

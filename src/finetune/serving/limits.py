@@ -89,8 +89,9 @@ class WithKey:
         return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _from_elsewhere(self, headers: Headers) -> ApiError | None:
-        host = headers.get("host", "").rsplit(":", 1)[0].strip("[]") or LOOPBACK[0]
-        if not self._local or host in LOOPBACK:
+        name = headers.get("host", "") or LOOPBACK[0]
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        if not self._local or name.lower() in LOOPBACK:
             return None
         return ApiError(403, "This server answers to localhost only. Start it with an API key to use another name.")
 

@@ -31,6 +31,18 @@ class Limits:
     vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What all answers to one request share."""
+
+    model: ServedModel
+    decoder: Decoder
+    wanted: int | None  # tokens of an answer
+    default: int | None = None  # where the request says nothing; None: as many as there is room for
+    top_logprobs: int = 0
+    constraint: Callable[[Prompt], TokenConstraint] | None = None  # makes one for each answer
+
+
 def chat_prompt(body: ChatRequest, model: ServedModel) -> Prompt:
     """The conversation through the model's template, tokens and all as in training."""
     if model.prompter.template is None:
@@ -81,8 +93,12 @@ def _text_prompt(given: str | list[int], prompter: Prompter) -> Prompt:
     return Prompt("", tuple(given), frozenset() if eos is None else frozenset({eos}))
 
 
-def answer_length(wanted: int | None, default: int | None, prompt: Prompt, limits: Limits) -> int:
-    """How many tokens the answer may have. Raises ApiError (400) where it does not fit, with both counts."""
+def answer_length(asked: Asked, prompt: Prompt, limits: Limits, place: str) -> int:
+    """How many tokens the answer may have. Raises ApiError (400) where it does not fit, with both counts.
+
+    `place` is the field that holds the prompt.
+    """
+    wanted, default = asked.wanted, asked.default
     if wanted is not None and wanted > limits.max_tokens:
         raise invalid(
             f"{wanted:,} tokens are more than this server gives to one answer ({limits.max_tokens:,}).", "max_tokens"
@@ -91,17 +107,17 @@ def answer_length(wanted: int | None, default: int | None, prompt: Prompt, limit
     if limits.context is None:
         return wanted or default or limits.max_tokens
     if length + (wanted or 1) > limits.context:
-        raise _too_long(length, wanted, limits.context)
+        raise _too_long(length, wanted, limits.context, place)
     return wanted or min(default or limits.max_tokens, limits.max_tokens, limits.context - length)
 
 
-def _too_long(length: int, wanted: int | None, context: int) -> ApiError:
+def _too_long(length: int, wanted: int | None, context: int, place: str) -> ApiError:
     answer = f" and {wanted:,} for the answer, {length + wanted:,} together" if wanted else ""
     message = (
         f"This model's maximum context length is {context:,} tokens. You asked for {length:,} tokens in the prompt"
         f"{answer}. Shorten the prompt{' or the answer' if wanted else ''}."
     )
-    return invalid(message, "messages", "context_length_exceeded")
+    return invalid(message, place, "context_length_exceeded")
 
 
 def samplings(body: SamplingBody, count: int) -> list[Sampling]:
@@ -120,23 +136,11 @@ def samplings(body: SamplingBody, count: int) -> list[Sampling]:
     return [replace(common, seed=(seed + number) % SEEDS) for number in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What all answers to one request share."""
-
-    model: ServedModel
-    decoder: Decoder
-    wanted: int | None  # tokens of an answer
-    default: int | None = None  # where the request says nothing; None: as many as there is room for
-    top_logprobs: int = 0
-    constraint: Callable[[Prompt], TokenConstraint] | None = None  # makes one for each answer
-
-
 def choices(body: SamplingBody, prompts: Sequence[Prompt], asked: Asked, limits: Limits) -> list[Choice]:
     """`n` answers to each prompt, those of the first prompt first."""
-    made = []
+    made, place = [], "messages" if isinstance(body, ChatRequest) else "prompt"
     for prompt in prompts:
-        length = answer_length(asked.wanted, asked.default, prompt, limits)
+        length = answer_length(asked, prompt, limits, place)
         for sampling in samplings(body, body.n or 1):
             request = GenerationRequest(
                 prompt=prompt.ids,

@@ -37,8 +37,9 @@ def _mistral(text: str) -> list[Call] | None:
 
 
 def _llama(text: str) -> list[Call] | None:
-    parts = text.removeprefix("<|python_tag|>").split(";") if text.count('"name"') > 1 else [text]
-    return _calls([_loaded(part.removeprefix("<|python_tag|>")) for part in parts], "parameters")
+    content = text.removeprefix("<|python_tag|>")
+    whole = _calls([_loaded(content)], "parameters")
+    return whole or _calls([_loaded(one) for one in content.split(";")], "parameters")
 
 
 def _loaded(text: str) -> Any:

@@ -100,19 +100,7 @@ def evaluate(
     if not held_out.rows:
         raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
     questions = _questions(held_out, source, tokenizer, on_notice)
-    if subject.model.init == "random":
-        on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
-    packing = choose_engine(subject.model).packs_rows
-    if any(question.is_answer for question in questions) and not overlap_is_installed():
-        on_notice("ROUGE and BLEU are left out: they need rouge-score and sacrebleu (pip install 'finetune[metrics]').")
-    evaluator = Evaluator(
-        held_out.rows,
-        questions,
-        tokenizer,
-        source.context_length,
-        packing=packing,
-        undesirable=held_out.undesirable,
-    )
+    evaluator = _evaluator(subject, source, tokenizer, held_out, questions=questions, on_notice=on_notice)
     base, tuned = _scores(subject, source, evaluator, on_progress)
     return EvaluationResult(
         model=subject.model.name,
@@ -125,6 +113,29 @@ def evaluate(
         tuned=tuned,
         samples=_samples(questions, base, tuned),
         seconds=time.perf_counter() - began,
+    )
+
+
+def _evaluator(
+    subject: Subject,
+    source: ModelSource,
+    tokenizer: TextTokenizer,
+    held_out: HeldOut,
+    *,
+    questions: list[Question],
+    on_notice: OnNotice,
+) -> Evaluator:
+    if subject.model.init == "random":
+        on_notice("The run started from random weights: `base` is another draw of them, not the run's own.")
+    if any(question.is_answer for question in questions) and not overlap_is_installed():
+        on_notice("ROUGE and BLEU are left out: they need rouge-score and sacrebleu (pip install 'finetune[metrics]').")
+    return Evaluator(
+        held_out.rows,
+        questions,
+        tokenizer,
+        source.context_length,
+        packing=choose_engine(subject.model).packs_rows,
+        undesirable=held_out.undesirable,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from finetune.adapters.adapter import Adapter
 from finetune.adapters.store import read_adapter
 from finetune.core.errors import ModelError, UsageError
+from finetune.core.types import Dtype
 from finetune.engines.registry import choose_engine
 from finetune.export.formats import is_quantised
 from finetune.export.gguf.architectures import read_shape, window_notice
@@ -37,6 +38,7 @@ class Source:
 
     directory: Path
     adapter: Adapter | None = None
+    rounded_to: Dtype = "float32"  # by a merge that came before
 
 
 def check_request(output: Path, format: str, quantize: str | None) -> Scheme | None:
@@ -111,7 +113,7 @@ def _source(job: Job, base: Base, scratch: Path) -> Source:
         destination=scratch,
         dequantize=quantised,
     )
-    return Source(scratch)
+    return Source(scratch, rounded_to=stored_dtype(scratch))
 
 
 def _content(base: Base, source: Source, name: str, scheme: Scheme | None) -> ModelFile:
@@ -131,6 +133,7 @@ def _content(base: Base, source: Source, name: str, scheme: Scheme | None) -> Mo
         tokenizer=base.tokenizer,
         vocabulary=read_vocabulary(base.source.path, base.tokenizer, plan.vocabulary, opens_special=opens),
         template=template_facts(base.template, base.tokenizer),
+        rounded_to=source.rounded_to,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import ModelError
 from finetune.core.machine import free_memory
-from finetune.core.types import Batch, FloatArray
+from finetune.core.types import Batch, Dtype, FloatArray
 from finetune.data.batching import evaluation_batches
 from finetune.data.rows import Message
 from finetune.engines.registry import choose_engine
@@ -38,7 +38,7 @@ class _Truth:
     tuned: FloatArray
     base: FloatArray
     batches: Sequence[Batch]
-    computed_in: str
+    computed_in: Dtype
 
 
 def check_model(job: Job, base: Base, file: Path, content: ModelFile, on_notice: OnNotice) -> Comparison | None:
@@ -76,7 +76,7 @@ def check_adapter(
 
 def _compared(server: llamacpp.LlamaCpp, truth: _Truth, content: ModelFile) -> Comparison:
     gelu = "silu" not in content.shape.architecture.activations
-    tolerance, reason = allowed(content.scheme, truth.computed_in, gelu=gelu)
+    tolerance, reason = allowed(content.scheme, (truth.computed_in, content.rounded_to), gelu=gelu)
     places = list(positions(truth.batches))
     return compare_running(server, places, original=truth.tuned, base=truth.base, tolerance=tolerance, reason=reason)
 

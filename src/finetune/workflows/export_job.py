@@ -170,7 +170,10 @@ def _is_here(name: str) -> bool:
 
 def _check_dequantize(request: ExportRequest, base: Base | None) -> None:
     if request.dequantize and request.format != "merged":
-        raise UsageError(f"--dequantize has no effect: --format {request.format} merges nothing. Leave it out.")
+        why = "it starts from floating point values in any case"
+        if request.format in _ADAPTERS and _bits(request) is None:
+            why = f"--format {request.format} merges nothing"
+        raise UsageError(f"--dequantize has no effect: {why}. Leave it out.")
     if request.dequantize and base is not None and not is_quantised(base.source.config):
         raise UsageError(f"--dequantize has no effect: {base.source.name} is not quantised. Leave it out.")
 

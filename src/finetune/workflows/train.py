@@ -1,5 +1,6 @@
 """`ft train`: tune a model on a data set as a configuration says, or go on with a run that was stopped."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -290,9 +291,11 @@ def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
 
 
 def _default_directory(config: RunConfig) -> str:
-    """outputs/<model>-<data>-<time>."""
+    """outputs/<model>-<data>-<time>, with a number where that is there: a second has room for two runs."""
     given = config.data.train_file
     first = given if isinstance(given, str) else given[0]
     data = Path(first if isinstance(first, str) else first.path)
     names = (Path(config.model.name).name, data.name.split(".")[0], f"{datetime.now():%Y%m%d-%H%M%S}")
-    return f"outputs/{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '_', name) for name in names)}"
+    directory = f"outputs/{'-'.join(re.sub(r'[^A-Za-z0-9_.]+', '_', name) for name in names)}"
+    others = (f"{directory}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([directory], others) if not Path(path).exists())

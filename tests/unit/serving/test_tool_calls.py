@@ -13,6 +13,7 @@ from finetune.serving.tools import HERMES, LLAMA, MISTRAL, MarkerDecoder, ToolFo
 
 NAMES = frozenset({"weather", "time"})
 PARIS = {"name": "weather", "arguments": {"city": "Paris"}}
+SEMICOLON = {"name": "weather", "arguments": {"city": "a;b"}}
 NOW = {"name": "time", "arguments": {}}
 HERMES_PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 HERMES_NOW = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
@@ -28,6 +29,8 @@ CASES = [
     (MISTRAL, '[TOOL_CALLS]weather[ARGS]{"city": "Paris"}[TOOL_CALLS]time[ARGS]{}', "", [PARIS, NOW]),
     (MISTRAL, "I cannot.", "I cannot.", []),
     (LLAMA, '{"name": "weather", "parameters": {"city": "Paris"}}', "", [PARIS]),
+    (LLAMA, json.dumps({"name": "weather", "parameters": {"city": "a;b"}}), "", [SEMICOLON]),
+    (LLAMA, '{"name": "time", "parameters": {}}; {"name": "time", "parameters": {}}', "", [NOW, NOW]),
     (LLAMA, "A set {1, 2} is no call.", "A set {1, 2} is no call.", []),
     (LLAMA, '{"alarm": 7}', '{"alarm": 7}', []),
 ]

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from finetune.core.types import BoolArray
 from finetune.engines.mlx.documents import Documents
 
 
@@ -60,6 +61,16 @@ class RowLengths:
         first = columns - 1 - np.array(self._lengths)
         return mx.array(np.arange(columns)[None] >= first[:, None])[:, None, None]
 
+    def side_by_side(self, length: int, window: int | None) -> Any:
+        """[B, 1, length, length], what tokens see where rows without a past end together, padded in front.
+
+        Lengths are negative by the padding. A query in the padding sees itself: what it computes must be finite.
+        """
+        columns = np.arange(length)
+        real = columns[None] >= -np.array(self._lengths)[:, None]
+        seen = _seen(length, length, window)[None] & real[:, None] | np.eye(length, dtype=bool)[None]
+        return mx.array(seen)[:, None]
+
 
 class LayerCache:
     """One layer's keys and values. Stands in for mlx-lm's cache, which models ask for offsets, masks and keys.
@@ -98,19 +109,21 @@ class LayerCache:
     def positions(self, length: int) -> Any:
         """[B, length], for models that learn an embedding of each position."""
         offset: Any = mx.array(self.offset, mx.int32).reshape(-1, 1)
-        return offset + mx.arange(length)
+        return mx.maximum(offset + mx.arange(length), 0)  # padding has none
 
     def make_mask(self, length: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Called by mlx-lm: what the next `length` tokens see; more than one only where there is one row."""
+        """Called by mlx-lm: what the next `length` tokens see; several for one row, or for rows without a past."""
         seen = self.longest + length
         columns = seen if window_size is None else min(seen, window_size - 1 + length)
         if length == 1:
             return self.rows.visible(columns)
+        if not self.rows.equal:
+            return self.rows.side_by_side(length, window_size)
         if self.longest == 0 and not return_array:
             return Documents((length,), window_size)
         if columns == seen and (window_size is None or seen <= window_size) and not return_array:
             return "causal"
-        return _causal(length, columns, window_size)
+        return mx.array(_seen(length, columns, window_size))
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """Called by mlx-lm: add columns [B, heads, N, width], and give those that the new tokens may see."""
@@ -181,6 +194,11 @@ class LayerCache:
         kept = self.rows[row] if self.window is None else min(self.rows[row], self.window - 1)
         return [array[row : row + 1, :, self._end - kept : self._end] for array in self.arrays()]
 
+    def take(self, other: "LayerCache", row: int, length: int) -> None:
+        """Begin with the last `length` columns of one of the rows that another cache has read side by side."""
+        self._keys, self._values = (mx.contiguous(array[row : row + 1, :, -length:]) for array in other.arrays())
+        self._end = length
+
     def copied(self, row: int, rows: RowLengths, *, dropped: int = 0) -> "LayerCache":
         """A cache of one row, without its last `dropped` tokens."""
         copy = LayerCache(rows, self.window)
@@ -190,8 +208,7 @@ class LayerCache:
         return copy
 
 
-def _causal(length: int, columns: int, window: int | None) -> Any:
+def _seen(length: int, columns: int, window: int | None) -> BoolArray:
     """[length, columns], True where a query sees a key; the last of both are the same token."""
     distance = (columns - length + np.arange(length))[:, None] - np.arange(columns)[None]
-    seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-    return mx.array(seen)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

@@ -29,6 +29,7 @@ class LoadedAdapter:
 
 
 BASE = LoadedAdapter({}, 0)
+_IDLE = 8  # adapters in a stack that no row has: they cost less than stacking again
 
 
 class AdaptedModel(Protocol):
@@ -99,6 +100,7 @@ class ResidentAdapters:
         """Forget an adapter; rows that have it go on."""
         adapter = self.adapter(name)
         del self._loaded[name]
+        self._stacked = ([], {})
         return adapter
 
     def _put(self, adapters: Mapping[str, Adapter]) -> None:
@@ -117,9 +119,9 @@ class ResidentAdapters:
         return for_rows(stacked, np.array([numbers.get(adapter, -1) for adapter in rows], np.int32))
 
     def _stack(self, adapters: Sequence[LoadedAdapter]) -> tuple[list[LoadedAdapter], Mapping[str, StackedUpdates]]:
-        """The adapters side by side; those of the last stack serve again while they hold all that are wanted."""
+        """The adapters side by side; those of the last stack serve again where they hold all that are wanted."""
         members, _ = self._stacked
-        if not set(adapters) <= set(members) or len(members) > 2 * len(adapters):
+        if not set(adapters) <= set(members) or len(members) > len(adapters) + _IDLE:
             stacked = stack([adapter.weights for adapter in adapters])
             mx.eval([[update.a, update.b] for update in stacked.values()])
             self._stacked = (list(adapters), stacked)

@@ -1,12 +1,12 @@
 """Whether a GGUF file answers like the model that it was made from: in llama.cpp, or else by its own tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from finetune.core.types import Batch, FloatArray, IntArray
+from finetune.core.types import Batch, Dtype, FloatArray, IntArray
 from finetune.export.gguf.quantize import Scheme
 from finetune.export.gguf.writer import ModelFile
 from finetune.export.llamacpp import LlamaCpp
@@ -70,12 +70,15 @@ def _joined(row: FloatArray, seen: IntArray) -> FloatArray:
     return np.append(chosen, np.log(rest)).astype(np.float32)
 
 
-def allowed(scheme: Scheme, computed_in: str, *, gelu: bool) -> tuple[float | None, str]:
-    """How far log-probabilities may be apart, and why. None: a quantised file is told, not judged."""
+def allowed(scheme: Scheme, rounded: Iterable[Dtype], *, gelu: bool) -> tuple[float | None, str]:
+    """How far log-probabilities may be apart, and why. None: a quantised file is told, not judged.
+
+    `rounded` are the types to which products or weights were rounded on the way, beside the type of the file.
+    """
     if not scheme.is_float:
         return None, f"weights are quantised to {scheme.name}"
     stored = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[scheme.base]
-    widest = max((stored, computed_in), key=lambda name: TOLERANCES[name])
+    widest = max((stored, *rounded), key=lambda name: TOLERANCES[name])
     if gelu and TOLERANCES[widest] < GELU_TOLERANCE:
         return GELU_TOLERANCE, "llama.cpp looks GELU up in a table"
     reason = "float32 rounding only" if widest == "float32" else f"weights or products are rounded to {widest}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.errors import UsageError
+from finetune.core.types import Dtype
 from finetune.data.tokenizer import TextTokenizer
 from finetune.export.gguf.architectures import Shape
 from finetune.export.gguf.metadata import add_metadata
@@ -30,6 +31,7 @@ class ModelFile:
     tokenizer: TextTokenizer
     vocabulary: Vocabulary
     template: TemplateFacts
+    rounded_to: Dtype = "float32"  # what the values were rounded to before, where an adapter was merged elsewhere
 
     def types(self) -> list[str]:
         """ggml's type of each tensor."""

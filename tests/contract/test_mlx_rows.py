@@ -1,0 +1,88 @@
+"""Which rows MLX reads and decodes in one pass, and what happens where they cannot share one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.decoding import decode
+from tests.support.engines import BASE, open_inference
+from tests.support.subjects import prompt
+from tests.support.tiny_models import CONFIGS, VOCABULARY, WINDOWED, make_model
+from transformers import AutoModelForCausalLM, MambaConfig
+
+from finetune.config.schema import ModelConfig
+from finetune.core.types import GenerationRequest, Sampling
+from finetune.engines.mlx.generate import make_generator
+from finetune.engines.mlx.loading import load_base
+from finetune.engines.mlx.resident import ResidentAdapters
+from finetune.engines.mlx.sharing import rows_can_share
+from finetune.engines.registry import choose_engine
+
+REQUESTS = (
+    GenerationRequest(prompt(9), 8),
+    GenerationRequest(prompt(1), 5),
+    GenerationRequest(prompt(9), 8, Sampling(temperature=1.0, seed=3)),
+)
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its layers keep a state, and no keys or values."""
+    directory = tmp_path_factory.mktemp("models") / "mamba"
+    config = MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=0.2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_rows_of_another_kind_of_cache_are_decoded_one_by_one(mamba: Path) -> None:
+    assert not rows_can_share(load_base(mamba, BASE))
+    session = open_inference(choose_engine(ModelConfig(name="any", backend="mlx")), mamba)
+    together = decode(session.generator(), *REQUESTS)
+    assert together == [decode(session.generator(), request)[0] for request in REQUESTS]
+
+
+@pytest.mark.parametrize("kind", sorted({*CONFIGS, *WINDOWED}))
+def test_rows_of_every_proven_architecture_share_a_pass(kind: str, tmp_path: Path) -> None:
+    assert rows_can_share(load_base(make_model(tmp_path, kind), BASE))
+
+
+class RecordingModel(ResidentAdapters):
+    """Remembers the shape of every pass."""
+
+    def __init__(self, model: Path) -> None:
+        base = load_base(model, BASE)
+        self.shapes: list[tuple[int, ...]] = []
+        super().__init__(replace(base, split=replace(base.split, body=self._recorded(base.split.body))), {})
+
+    def _recorded(self, body: Any) -> Any:
+        def recorded(inputs: Any, cache: Any = None) -> Any:
+            self.shapes.append(tuple(inputs.shape))
+            return body(inputs, cache=cache)
+
+        return recorded
+
+
+def shapes_of(model: RecordingModel, *requests: GenerationRequest) -> list[tuple[int, ...]]:
+    generator = make_generator(model)
+    decode(generator, GenerationRequest(prompt(3), 1))  # the size of a token is known from here on
+    model.shapes.clear()
+    decode(generator, *requests)
+    return model.shapes
+
+
+def test_short_prompts_are_read_in_one_pass_and_all_rows_decode_in_one(llama: Path) -> None:
+    requests = [GenerationRequest(prompt(length, seed=length), 3) for length in (20, 21, 19)]
+    assert shapes_of(RecordingModel(llama), *requests) == [(3, 20), (3, 1), (3, 1), (3, 1)]
+
+
+def test_prompts_of_very_different_lengths_are_read_apart(llama: Path) -> None:
+    requests = [GenerationRequest(prompt(length, seed=length), 1) for length in (5, 61)]
+    assert shapes_of(RecordingModel(llama), *requests) == [(1, 4), (1, 60), (2, 1)]
+
+
+def test_a_long_prompt_is_read_a_part_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
+    assert shapes_of(RecordingModel(llama), GenerationRequest(prompt(43), 1)) == [(1, 16), (1, 16), (1, 10), (1, 1)]
