@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from finetune.config.schema import TrainingConfig
 from finetune.core.errors import TrainingError
 from finetune.core.machine import free_addresses
@@ -53,24 +51,25 @@ class _Search:
     def planned(self) -> tuple[Cut, str]:
         """The fastest cut whose prediction fits, else the smallest."""
         cuts = self._cuts()
-        cut = self._fitting(cuts, 1.0) or min(cuts, key=lambda cut: cut.needed)
+        cut = self._fitting(cuts, 0) or min(cuts, key=lambda cut: cut.needed)
         return cut, f"predicted to take {_gb(cut.needed)} of {_gb(self.free)} that are free"
 
     def proven(self) -> tuple[Cut, str]:
         """The fastest cut that a step in another process has shown to fit.
 
-        Each step that was taken says how far predictions are off, for the next choice.
+        Each step that was measured says how far predictions are off, for the next choice.
         """
-        left, factor = self._cuts(), 1.0
+        left, off = self._cuts(), 0
         best: tuple[Cut, int] | None = None
-        while cut := self._fitting(left, factor) or (None if best or not left else min(left, key=_needed)):
+        while cut := self._fitting(left, off) or (None if best or not left else min(left, key=_needed)):
             left.remove(cut)
             taken = self._taken(cut)
-            if taken is None:
+            if taken is not None and cut.needed:
+                off = self._amount(taken) - cut.needed
+            if taken is None or not self._fits(taken):
                 left = _clearly_smaller(left, cut)
                 continue
-            best = (cut, taken)
-            factor = taken / cut.needed if cut.needed else 1.0
+            best = (cut, self._amount(taken))
             left = [other for other in left if other.cost < _WORTH_ANOTHER * cut.cost]
         if best is None:
             raise TrainingError(
@@ -93,20 +92,20 @@ class _Search:
         plan = memory_plan(prepared)
         return 0 if plan is None else needed_memory(plan, prepared)
 
-    def _fitting(self, cuts: list[Cut], factor: float) -> Cut | None:
-        return next((cut for cut in cuts if cut.needed * factor <= _PLANNED * self.free), None)
+    def _fitting(self, cuts: list[Cut], off: int) -> Cut | None:
+        return next((cut for cut in cuts if cut.needed + off <= _PLANNED * self.free), None)
 
-    def _taken(self, cut: Cut) -> int | None:
-        """Bytes that a step takes; None where it does not fit."""
+    def _taken(self, cut: Cut) -> Taken | None:
+        """What a step takes; None where the process that tries it does not survive."""
         prepared = _with(self.prepared, cut.applied(self.prepared.config.training))
-        config = prepared.config
-        plan = memory_plan(prepared)
+        config, plan = prepared.config, memory_plan(prepared)
         spares = plan is None or plan.returns_memory
         run = ProbedRun(prepared.source.path, config.model, config.training, config.lora, spares)
-        taken = probe(run, self._heavy_batches(prepared))
-        if taken is None or not self._fits(taken):
-            return None
-        if not prepared.on_cpu:
+        return probe(run, self._heavy_batches(prepared))
+
+    def _amount(self, taken: Taken) -> int:
+        """Bytes of the kind that `free` counts."""
+        if not self.prepared.on_cpu:
             return taken.arrays
         return max(taken.resident, 0 if self.addresses is None else taken.addresses)
 
@@ -136,7 +135,7 @@ class _Search:
         )
 
     def _lengths(self) -> IntArray:
-        return np.array([len(row) - 1 for row in self.prepared.data.train], np.int32)
+        return self.prepared.data.train_lengths - 1
 
 
 def _clearly_smaller(cuts: list[Cut], failed: Cut) -> list[Cut]:
