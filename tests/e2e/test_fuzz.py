@@ -194,7 +194,7 @@ def test_overrides_and_the_environment(folder: Path, key: str, value: str, place
         with patch.dict(os.environ, {variable: value.replace("\x00", "")} if key.isascii() else {}):
             ran = ft("train", "validate", "good.yml")
 
-    require_answer(ran, "--set", variable, key or "--set", value or "--set", *OPTIONS, "rows.jsonl")
+    require_answer(ran, "--set", variable, key or "--set", value or "--set", *OPTIONS, "a file without a name")
 
 
 ODD_WORDS = (
