@@ -188,12 +188,15 @@ def rendered(server: LlamaCpp, conversation: list[Message]) -> str:
 HEADLESS = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama2", "llama3", "mistral", "alpaca", "qwen3", "qwen2.5", HEADLESS])
+@pytest.mark.parametrize(
+    "name", ["chatml", "llama2", "llama3", "mistral", "alpaca", "qwen3", "qwen2.5", "llama3.1", HEADLESS]
+)
 def test_llama_cpp_renders_conversations_as_training_did(name: str, tiny: Path, shared: Path, tmp_path: Path) -> None:
     tokenizer = TextTokenizer.open(tiny)
     real = {
         "qwen3": "tokenizers/qwen3/chat_template.jinja",
         "qwen2.5": "templates/chujiezheng/qwen2.5-instruct.jinja",
+        "llama3.1": "templates/trl/llama3_1.jinja",  # it shows the day
     }
     template = choose_template(str(shared / real[name]) if name in real else name, tokenizer)
     write_gguf(tiny, tmp_path / "model.gguf", template=template)

@@ -94,3 +94,23 @@ def test_every_seed_draws_anew_and_the_same_seed_again_the_same(sample: Sampler)
     shares = np.bincount(drawn, minlength=4) / 600
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.08)
     assert drawn[:50] == [sample(LOGITS, Sampling(temperature=1.0, seed=seed))[0] for seed in range(50)]
+
+
+def test_a_large_vocabulary_is_filtered_as_a_sorted_one_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose best few tokens are enough, rows that need more of them, and rows without a limit, side by side."""
+    rng = np.random.default_rng(0)
+    samplings = [
+        Sampling(temperature=1.0, top_p=top_p, top_k=top_k, seed=row)
+        for row, (top_p, top_k) in enumerate([(0.5, 0), (0.99, 0), (1.0, 0), (0.9, 7), (1.0, 20), (0.9, 500), (1.0, 1)])
+    ]
+    logits = torch.tensor(rng.normal(0, [[3.0], [0.1], [1.0], [1.0], [2.0], [0.2], [1.0]], (7, 600)), dtype=torch.float)
+
+    def drawn(candidates: int) -> list[int]:
+        monkeypatch.setattr(torch_sampling, "CANDIDATES", candidates)
+        tokens = []
+        for number in range(60):
+            rows = [torch_sampling.SampledRow(GenerationRequest((0,), 1, sampling), number) for sampling in samplings]
+            tokens += [choice.token for choice in torch_sampling.choose(logits, rows)]
+        return tokens
+
+    assert drawn(32) == drawn(600)

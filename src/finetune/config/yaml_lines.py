@@ -5,12 +5,13 @@ ordinary loaders drop the positions, or stop at the first thing that is wrong.
 """
 
 import datetime
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -41,7 +42,11 @@ def read_yaml(text: str) -> YamlDocument:
     """Parse one document. Raises YamlProblem where the text is not YAML at all."""
     yaml = YAML(typ="safe", pure=True)
     try:
-        node = yaml.compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)  # YAML 1.2 allows it
+            node = yaml.compose(text)
+    except KeyError as error:  # ruamel.yaml looks its rules up by version
+        raise YamlProblem("the %YAML line names a version that there is not. Delete it") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlProblem(_explain(error), mark.line + 1 if mark else None) from error

@@ -40,9 +40,11 @@ class Groups:
 def group(digests: Digests) -> Groups:
     """Group rows by the first 128 bits of their digests, in no particular order."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: within a group rows keep their order
-    begins = np.ones(len(order), np.bool_)
-    if len(order):
-        begins[1:] = (digests[order[1:], :2] != digests[order[:-1], :2]).any(axis=1)
+    begins = np.zeros(len(order), np.bool_)
+    begins[:1] = True
+    for word in range(2):
+        ordered = digests[:, word][order]
+        begins[1:] |= ordered[1:] != ordered[:-1]
     of_row = np.empty(len(order), np.int64)
     of_row[order] = np.cumsum(begins) - 1
     return Groups(of_row, order[begins])

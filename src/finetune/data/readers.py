@@ -88,7 +88,7 @@ def data_files(path: Path) -> list[Path]:
             raise DataError(f"{path}: the directory holds no data file ({', '.join(SUFFIXES)}, or those with .gz).")
         return files
     if not path.exists():
-        raise DataError(_missing(path))
+        raise DataError(_missing(path) if str(path).strip() else f"{str(path)!r}: a file without a name.")
     if not path.is_file():  # its end may never come, and it can be read only once
         raise DataError(f"{path}: this is no file but a device or a pipe. Put what it gives into a file first.")
     return [path]

@@ -200,7 +200,8 @@ def _text_filter(name: str) -> Callable[..., Any]:
     return lambda value, *args, **options: charge(function(as_text(value), *args, **options))
 
 
-def _strftime_now(form: str) -> str:
+def strftime_now(form: str) -> str:
+    """The date that templates show: always the same, so that prompts are."""
     if len(form) > 100 or _WIDE.search(form):
         raise TooCostlyError("it asks for a date of unbounded length")
     return _DATE.strftime(form)
@@ -237,7 +238,7 @@ def _environment() -> _Environment:
     environment.filters |= {"list": _list, "sort": _sort, "tojson": _to_json, "join": _join_filter}
     environment.filters |= {"replace": _replace, "indent": _indent}
     environment.filters |= {"bounded": _bounded, "joined": _joined, "charged": charge}
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": strftime_now}
     environment.globals.pop("lipsum", None)
     return environment
 

@@ -103,7 +103,7 @@ def select_rows(
         rows=_counts(wanted, fates, bad),
         files=tuple(file.report() for file in loaded.files),
         labels=label_counts(labels),
-        conflicts=len(conflicting(group(loaded.column("prompt")), labels)),
+        conflicts=_conflicts(loaded, labels),
         problems=(*loaded.problems, *refusals),
         dropped=_reasons(bad, fates),
         lengths=summary,
@@ -147,6 +147,12 @@ def check_max_length(wanted: int | None, context_length: int | None, *, given_in
 def label_counts(labels: npt.NDArray[Any]) -> dict[str, int]:
     """How many rows carry each label."""
     return {name: int((labels == value).sum()) for name, value in _LABELS.items()}
+
+
+def _conflicts(loaded: LoadedData, labels: npt.NDArray[Any]) -> int:
+    """Requests with both labels."""
+    both = bool((labels == 0).any() and (labels == 1).any())
+    return len(conflicting(group(loaded.column("prompt")), labels)) if both else 0
 
 
 def _refuse_long(

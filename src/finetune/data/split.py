@@ -35,11 +35,12 @@ def split_rows(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _ranks(prompts: Digests, groups: Groups, seed: int) -> npt.NDArray[np.bytes_]:
+def _ranks(prompts: Digests, groups: Groups, seed: int) -> npt.NDArray[np.uint64]:
     """An order that depends on the seed and on each request alone: a new row moves no other to the other side."""
-    ranks = np.empty(len(groups), "S32")
+    ranks = np.empty(len(groups), np.uint64)
     for number, row in enumerate(groups.first):
-        ranks[number] = hashlib.sha256(f"{seed}:{prompts[row].tobytes().hex()}".encode()).digest()
+        drawn = hashlib.sha256(f"{seed}:{prompts[row].tobytes().hex()}".encode()).digest()
+        ranks[number] = int.from_bytes(drawn[:8], "big")
     return ranks
 
 

@@ -90,7 +90,7 @@ class TokenCache:
         except OSError as error:
             raise DataError(
                 f"{self.root}: the rows cannot be kept there ({error.strerror or error}). Large data is tokenised onto "
-                "disk, about as many bytes as the data has. Make room, or name a directory with room in FT_CACHE_DIR."
+                "disk, one to two times its bytes. Make room, or name a directory with room in FT_CACHE_DIR."
             ) from error
         finally:
             if unfinished is not None:
@@ -98,14 +98,12 @@ class TokenCache:
 
     def make_room(self, keep: str) -> None:
         """Delete the entries that were not used for the longest time until all fit the limit; `keep` stays."""
-        entries = [place for place in self.root.iterdir() if (place / _MANIFEST).is_file() and not is_temporary(place)]
-        used = {place: _last_used(place) for place in entries}
-        sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in entries}
-        total = sum(sizes.values())
-        for place in sorted(entries, key=lambda place: used[place]):
+        entries = [found for place in self.root.iterdir() if (found := _use_of(place)) is not None]
+        total = sum(size for _, size, _ in entries)
+        for _, size, place in sorted(entries):
             if total > self.limit and place.name != keep:
                 self._discard(place)
-                total -= sizes[place]
+                total -= size
 
     def _discard(self, place: Path) -> None:
         """Take the name away first: what is half deleted must not look like an entry."""
@@ -182,8 +180,13 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def _last_used(place: Path) -> float:
-    return (place / _MANIFEST).stat().st_mtime
+def _use_of(place: Path) -> tuple[float, int, Path] | None:
+    """When an entry was last used, and its bytes; None for what is none, or not any more."""
+    try:
+        last = (place / _MANIFEST).stat().st_mtime
+        return None if is_temporary(place) else (last, sum(file.stat().st_size for file in place.iterdir()), place)
+    except OSError:
+        return None
 
 
 def _hold(descriptor: int) -> None:
@@ -203,5 +206,6 @@ def _is_held(lock: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # no lock: it was made this moment, or it is being deleted
-        return time.time() - lock.parent.stat().st_mtime < _YOUNG if lock.parent.exists() else True
+        with contextlib.suppress(OSError):
+            return time.time() - lock.parent.stat().st_mtime < _YOUNG
     return False

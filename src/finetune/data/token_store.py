@@ -43,6 +43,7 @@ IS_TEXT, IS_DIALOGUE, IS_REFUSED = 1, 2, 4  # flags
 ROLES = ("system", "user", "assistant", "tool")
 
 TABLE_FILE, IDS_FILE, MASK_FILE = "rows.bin", "ids.bin", "mask.bin"
+_AT_ONCE = 2**16  # records of a column
 _HELD = 4 * 2**20  # bytes read of mapped files before their pages are given back
 
 
@@ -89,8 +90,11 @@ class TokenStore:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of the table, in memory."""
-        values = np.array(self.table[name])
-        self.release()
+        column = self.table[name]
+        values = np.empty(column.shape, column.dtype)
+        for start in range(0, len(values), _AT_ONCE):
+            values[start : start + _AT_ONCE] = column[start : start + _AT_ONCE]
+            self.release()
         return values
 
     def release(self) -> None:

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def processing(processes: int) -> Iterator[Processing]:
     if processes == 1:
         yield here
         return
-    pool = _Pool([_Worker() for _ in range(processes)])
+    pool = _Pool(processes)
     try:
         yield pool.process
     finally:
@@ -100,17 +100,19 @@ class _Told:
 
 
 class _Pool:
-    """Hands each chunk to the next worker that is free."""
+    """Hands each chunk to the next worker that is free. They start with the first chunk: rows may all be cached."""
 
-    def __init__(self, workers: Sequence[_Worker]) -> None:
-        self._workers = workers
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._workers: list[_Worker] = []
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for worker in workers:
-            self._free.put(worker)
-        self._threads = ThreadPoolExecutor(len(workers), thread_name_prefix="data")
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="data")
 
     def process(self, chunks: Iterable[Chunk], reading: Reading, encoder: Encoder | None) -> Iterator[ReadChunk]:
         """The results in order; few chunks are under way or waiting at any time."""
+        while len(self._workers) < self._processes:
+            self._workers.append(_Worker())
+            self._free.put(self._workers[-1])
         waiting: deque[Future[ReadChunk]] = deque()
         for chunk in chunks:
             waiting.append(self._threads.submit(self._one, chunk, reading, encoder))

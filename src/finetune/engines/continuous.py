@@ -202,8 +202,8 @@ class ContinuousGenerator(Generic[Cache]):
 
     def _launch(self) -> _Pending[Cache] | None:
         """Start choosing the next token of every row that wants one."""
-        for row in [row for row in self._decoding if row.scheduled == row.request.max_tokens]:
-            self._leave(row)
+        for row in [row for row in reversed(self._decoding) if row.scheduled == row.request.max_tokens]:
+            self._leave(row)  # the last one first: nobody has to take its place
         if not self._decoding:
             return None
         rows = list(self._decoding)

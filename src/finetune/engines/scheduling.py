@@ -4,10 +4,13 @@ A step reads a bounded number of prompt tokens and then decodes one token of eve
 others by no more than that bound. Requests are admitted in the order in which they came.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from finetune.core.types import GenerationRequest
+from finetune.models.architecture import read_architecture
+
+CACHE_BYTES = 4 << 30  # of keys and values of what is under way
 
 
 class Limits(NamedTuple):
@@ -15,6 +18,15 @@ class Limits(NamedTuple):
 
     rows: int = 32
     cache_tokens: int = 1 << 18  # places for keys and values: rows times the longest of them
+
+
+def limits_for(config: Mapping[str, Any], value_bytes: int) -> Limits:
+    """The limits for a model of this config.json, whose keys and values have `value_bytes` bytes each."""
+    architecture = read_architecture(config)
+    if architecture is None:
+        return Limits()
+    token_bytes = 2 * architecture.layers * architecture.kv_width * value_bytes
+    return Limits(cache_tokens=CACHE_BYTES // token_bytes)
 
 
 class Share(NamedTuple):

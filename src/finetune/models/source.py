@@ -72,6 +72,8 @@ def is_hub_model(name: str) -> bool:
 
 def find_directory(name: str, revision: str | None = None) -> Path:
     """The directory that a name stands for, without a look at what is in it."""
+    if not name.strip():
+        raise ModelError(f"{name!r} is no name of a model. Give model.name: a directory, a cached model, or {DEMO}.")
     if revision is not None and not is_hub_model(name):
         raise ModelError(f"model.revision={revision}: {name} is not a model of the hub, so it has none. Leave it out.")
     if name == DEMO:

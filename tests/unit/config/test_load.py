@@ -282,3 +282,28 @@ def test_unknown_sections_in_the_environment_and_after_set_are_refused(tmp_path:
     assert variable == "train (environment variable FT_TRAIN__EPOCHS): unknown section. Did you mean training?"
     assert override == "trainin.epochs (--set): unknown section. Did you mean training?"
     assert broken.startswith("lora.rank = [1 (--set): not a YAML value: expected ',' or ']'")
+
+
+def test_a_version_of_yaml_that_there_is_not_is_named(tmp_path):
+    file = tmp_path / "run.yml"
+    file.write_text("model:\n%YAML 9.9\n---\n  name: m\n")
+    with pytest.raises(ConfigError, match="%YAML line"):
+        load_config(file, environ={})
+
+
+def test_an_anchor_may_be_used_again(tmp_path):
+    file = tmp_path / "run.yml"
+    file.write_text("model: {name: &x m}\ndata: {train_file: &x rows.jsonl}\n")
+
+    assert load_config(file, environ={}).config.model.name == "m"
+
+
+@pytest.mark.parametrize("how", ["file", "set", "environment"])
+def test_text_that_is_not_utf_8_is_named_with_its_key(tmp_path, how):
+    file = tmp_path / "run.yml"
+    name = r'"\uDCE4"' if how == "file" else "m"
+    file.write_text(f"model: {{name: {name}}}\ndata: {{train_file: rows.jsonl}}\n")
+    environ = {"FT_MODEL__NAME": "\udce4"} if how == "environment" else {}
+    overrides = ["model.name=\udce4"] if how == "set" else []
+    with pytest.raises(ConfigError, match=r"model\.name = \\udce4 .*this is not UTF-8"):
+        load_config(file, environ=environ, overrides=overrides)

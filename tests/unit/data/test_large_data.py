@@ -181,9 +181,10 @@ def test_a_stop_ends_the_workers_and_leaves_nothing_behind(chats, monkeypatch, n
     command = [sys.executable, "-c", STOPPED, "dataset", "info", str(chats), "--model", "demo"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 100
-    while not list(cache.glob("tokens/.*/ids.bin")) and time.monotonic() < deadline:
+    children: list[psutil.Process] = []
+    while len(children) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    children = psutil.Process(process.pid).children()
+        children = psutil.Process(process.pid).children()
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C reaches the whole group
     _, said = process.communicate(timeout=60)
 

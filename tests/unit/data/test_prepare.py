@@ -78,6 +78,14 @@ def test_more_bad_rows_than_the_rate_fail_and_fewer_are_dropped(tmp_path, bad, f
         assert prepared(file).report.rows.dropped == bad
 
 
+def test_a_file_without_rows_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\n", encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"rows\.csv: the file \(CSV\) has no rows"):
+        prepared(str(path))
+
+
 def test_a_single_bad_row_fails_where_it_is_the_only_one(tmp_path):
     with pytest.raises(DataError, match=r"1 of 1 rows cannot be used"):
         prepared(write(tmp_path, [row(1, answer="")]), max_error_rate=1.0)

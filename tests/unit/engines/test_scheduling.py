@@ -1,7 +1,7 @@
 """Who is under way together, and whose prompt is read."""
 
 from finetune.core.types import GenerationRequest
-from finetune.engines.scheduling import Limits, Share, fits, next_share
+from finetune.engines.scheduling import CACHE_BYTES, Limits, Share, fits, limits_for, next_share
 
 
 def request(prompt: int, answer: int) -> GenerationRequest:
@@ -30,3 +30,18 @@ def test_a_step_reads_half_of_the_oldest_prompt_and_then_the_shortest() -> None:
 def test_a_prompt_alone_is_read_with_the_whole_step() -> None:
     assert next_share([1000], 512, first=True) == Share(0, 512)
     assert next_share([3], 512, first=True) == Share(0, 3)
+
+
+def test_the_memory_for_keys_and_values_decides_how_many_tokens_are_under_way() -> None:
+    """Llama 3 8B: 32 layers, 8 heads of 128 values for keys and for values, in 2 bytes: 128 KiB a token."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
+    assert limits_for(config, 2).cache_tokens == CACHE_BYTES // (128 << 10)
+    assert limits_for({"model_type": "of tomorrow"}, 2) == Limits()

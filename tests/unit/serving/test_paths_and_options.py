@@ -1,5 +1,6 @@
 """What may be loaded from where, and the options of `ft serve`."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from finetune.core.errors import UsageError
 from finetune.serving.adapters import path_below
 from finetune.serving.errors import ApiError
 from finetune.serving.settings import ServerSettings
-from finetune.workflows.serve import access_warnings
+from finetune.workflows.serve import access_warnings, serve
 
 
 @pytest.fixture
@@ -89,3 +90,10 @@ def test_an_open_door_is_warned_about() -> None:
     assert access_warnings(ServerSettings(host="0.0.0.0"))
     assert not access_warnings(ServerSettings(host="0.0.0.0", api_keys=("k",)))
     assert not access_warnings(ServerSettings())
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    with pytest.raises(UsageError, match=r"needs uvicorn: pip install 'finetune\[serve\]'"):
+        serve("demo")

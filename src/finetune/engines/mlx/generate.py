@@ -19,6 +19,7 @@ from finetune.engines.mlx.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.mlx.sampling import Chosen, RowSampler, moved
 from finetune.engines.mlx.solo import SoloCache, SoloRows
 from finetune.engines.prefixes import PrefixCache
+from finetune.engines.scheduling import limits_for
 
 _COLUMNS = 128  # that the batch makes room for at once
 _SHORT = 128  # tokens of a prompt up to which reading it alone leaves the device idle
@@ -42,10 +43,11 @@ class RowCache:
 
 def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None = None) -> Generator:
     """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
+    limits = limits_for(model.base.config, model.base.dtype.size)
     if not model.rows_share:
         solo: PrefixCache[SoloCache] = PrefixCache()
-        return ContinuousGenerator(SoloRows(model), solo)
-    return ContinuousGenerator(MLXRows(model), PrefixCache() if prefixes is None else prefixes)
+        return ContinuousGenerator(SoloRows(model), solo, limits)
+    return ContinuousGenerator(MLXRows(model), PrefixCache() if prefixes is None else prefixes, limits)
 
 
 class MLXRows:

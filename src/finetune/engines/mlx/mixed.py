@@ -32,12 +32,14 @@ class RowUpdates(NamedTuple):
     """What a LoRA layer adds to a batch of which each row has its own adapter."""
 
     stacked: StackedUpdates
-    keep: Any  # [B, 1, R], True where the column belongs to the row's adapter
+    keep: Any | None  # [B, 1, R], True where the column belongs to the row's adapter; None: all belong to all rows
     ratios: Any | None  # [B, 1, out]
 
     def added(self, x: Any, y: Any) -> Any:
         """y [B, T, out] of the frozen weights with the rows' updates for x [B, T, in]."""
-        low = mx.where(self.keep, x @ self.stacked.a.astype(x.dtype), 0.0).astype(x.dtype)
+        low = x @ self.stacked.a.astype(x.dtype)
+        if self.keep is not None:
+            low = mx.where(self.keep, low, 0.0).astype(x.dtype)
         y = y + low @ self.stacked.b.astype(x.dtype)
         return y if self.ratios is None else y + y * self.ratios.astype(y.dtype)
 
@@ -74,12 +76,13 @@ def _ratios(updates: Sequence[LoraWeights | None], out: int) -> Any | None:
 
 def for_rows(stacked: Mapping[str, StackedUpdates], rows: IntArray) -> dict[str, RowUpdates]:
     """The updates of a batch; `rows` [B] has the number of each row's adapter in the stack, or -1 for the base."""
-    masks: dict[bytes, Any] = {}
+    masks: dict[bytes, Any | None] = {}
     updates = {}
     for module, update in stacked.items():
         key = update.owners.tobytes()
         if key not in masks:
-            masks[key] = mx.array(update.owners[None, None] == rows[:, None, None])
+            keep = update.owners[None, None] == rows[:, None, None]
+            masks[key] = None if keep.all() else mx.array(keep)
         ratios = None if update.ratios is None else update.ratios[mx.array(rows)][:, None]
         updates[module] = RowUpdates(update, masks[key], ratios)
     return updates

@@ -160,11 +160,11 @@ class LayerCache:
             self._keys, self._values, self._end = self._roomy(keys), self._roomy(values), columns
         elif self._keys is not None:
             self._reserve(slot + 1, columns)
-            block = slice(self._end - columns, self._end)
             empty = [array[:1, :, :0] for array in self.arrays()]
             for array, new in zip(self.arrays(), arrays or empty, strict=True):
-                padding = [(0, 0), (0, 0), (columns - new.shape[2], 0), (0, 0)]
-                array[slot : slot + 1, :, block] = mx.pad(new, padding)  # no old value there: 0 times NaN is NaN
+                begin = self._end - new.shape[2]
+                array[slot, :, self._end - columns : begin] = 0.0  # no old value: 0 times NaN would be seen
+                array[slot, :, begin : self._end] = new[0]
 
     def _reserve(self, slots: int, columns: int) -> None:
         """Room for so many rows, and for rows that have so many columns behind them."""

@@ -112,7 +112,7 @@ class ResidentAdapters:
 
     def updates(self, rows: Sequence[LoadedAdapter]) -> Mapping[str, Any]:
         distinct = list(dict.fromkeys(rows))
-        if len(distinct) == 1:
+        if len(rows) == 1 or distinct == [BASE]:
             return distinct[0].weights
         members, stacked = self._stack([adapter for adapter in distinct if adapter is not BASE])
         numbers = {adapter: number for number, adapter in enumerate(members)}

@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines.continuous import Choice
+from finetune.engines.mlx.exponential import exp, is_fast
 from finetune.engines.sampling import Draws, Penalties, bias_of, draws_of, is_penalised, penalties_of, prompt_tokens
 
 
@@ -105,7 +106,7 @@ class RowSampler:
         return scores
 
     def _chosen(self, logits: Any, tokens: Any) -> Chosen:
-        totals = mx.logsumexp(logits, axis=-1, keepdims=True)
+        totals = _log_totals(logits)
         logprobs = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - totals)[:, 0]
         most = max(self._tops, default=0)
         if not most:
@@ -119,6 +120,14 @@ class RowSampler:
     def state(self) -> list[Any]:
         """What the tokens under way change."""
         return [] if self._said is None else [self._said]
+
+
+def _log_totals(logits: Any) -> Any:
+    """log sum exp of each row [B, 1]."""
+    if not is_fast(logits.dtype):
+        return mx.logsumexp(logits, axis=-1, keepdims=True)
+    largest = logits.max(axis=-1, keepdims=True)
+    return largest + mx.log(exp(logits - largest).sum(axis=-1, keepdims=True))
 
 
 def moved(rows: int, left: int) -> list[int]:

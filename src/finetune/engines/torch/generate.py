@@ -15,6 +15,7 @@ from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines import decoding
 from finetune.engines.continuous import CacheSize, Choice, ContinuousGenerator
 from finetune.engines.prefixes import PrefixCache
+from finetune.engines.scheduling import limits_for
 from finetune.engines.torch.cache import CachedRow, SharedCaches, row_alone, with_room
 from finetune.engines.torch.device import explained_memory
 from finetune.engines.torch.ragged import Chunk, NewestTokens, Part, RaggedRows
@@ -72,7 +73,8 @@ class _Pass:
 
 def make_generator(model: AdaptedModel, prefixes: PrefixCache[Prompt] | None = None) -> ContinuousGenerator[Prompt]:
     """A generator over a model; `prefixes` outlive it, as long as its weights stay."""
-    return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes)
+    limits = limits_for(model.base.config.to_dict(), model.base.dtype.itemsize)
+    return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes, limits)
 
 
 class Chosen(NamedTuple):

@@ -17,7 +17,7 @@ from finetune.engines import sampling as wanted
 from finetune.engines.continuous import Choice
 from finetune.engines.sampling import Draws
 
-_CANDIDATES = 1024  # best tokens among which top-p mostly ends: sorting a whole vocabulary takes ten times as long
+CANDIDATES = 1024  # best tokens among which top-k and top-p mostly end: sorting a whole vocabulary takes far longer
 
 
 @dataclass(slots=True)
@@ -136,9 +136,25 @@ def _filtered(scores: Tensor, draws: Draws) -> Tensor:
 
 def _nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """The best `top_k` [D, 1] of each row, and of these the fewest whose probabilities reach `top_p` [D, 1]."""
+    count = min(CANDIDATES, scores.shape[1])
+    best, order = scores.topk(count, dim=1)
+    few = top_k <= count
+    limited = best.masked_fill(few & (best < best.gather(1, top_k.clamp(max=count) - 1)), -math.inf)
+    total = torch.where(few, limited.logsumexp(dim=1, keepdim=True), scores.logsumexp(dim=1, keepdim=True))
+    probabilities = (limited - total).exp()
+    sums = probabilities.cumsum(dim=1)
+    kept = limited.masked_fill(sums - probabilities >= top_p, -math.inf)  # the mass of the more probable tokens
+    found = torch.full_like(scores, -math.inf).scatter_(1, order, kept)
+    beyond = (~few & (sums[:, -1:] < top_p)).squeeze(1).nonzero().squeeze(1)  # these rows go past the candidates
+    if len(beyond):
+        found[beyond] = _sorted_nucleus(scores[beyond], top_k[beyond], top_p[beyond])
+    return found
+
+
+def _sorted_nucleus(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The same for any distribution."""
     ordered, order = scores.sort(dim=1, descending=True, stable=True)
     ordered = ordered.masked_fill(ordered < ordered.gather(1, top_k - 1), -math.inf)
     probabilities = torch.softmax(ordered, dim=1)
-    before = probabilities.cumsum(dim=1) - probabilities  # mass of the more probable tokens
-    kept = ordered.masked_fill(before >= top_p, -math.inf)
-    return torch.empty_like(scores).scatter_(1, order, kept)
+    before = probabilities.cumsum(dim=1) - probabilities
+    return torch.empty_like(scores).scatter_(1, order, ordered.masked_fill(before >= top_p, -math.inf))

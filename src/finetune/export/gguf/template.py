@@ -1,12 +1,15 @@
 """The chat template as a GGUF file carries it: it has to say by itself what the rest of this package knows."""
 
 import json
+import re
 
+from finetune.data.sandbox import strftime_now
 from finetune.data.templates import Template
 from finetune.data.tokenizer import TextTokenizer
 from finetune.export.gguf.tokenizer import TemplateFacts
 
-_SPECIAL_TOKENS = "special_tokens"
+_SPECIAL_TOKENS, _DAY = "special_tokens", "date_string"
+_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def template_facts(template: Template | None, tokenizer: TextTokenizer) -> TemplateFacts:
@@ -19,11 +22,14 @@ def template_facts(template: Template | None, tokenizer: TextTokenizer) -> Templ
 
 
 def portable_source(template: Template) -> str:
-    """The template's text with the variables that only this package gives it written out.
+    """The template's text with what only this package gives it written out.
 
-    Those are the list of special tokens, and the header of an answer that some templates leave to the caller.
+    That is the list of special tokens, the header of an answer that some templates leave to the caller, and the date
+    that training showed: a template that asks for the day would show another one every day.
     """
-    source = template.source
+    source = _DATE.sub(lambda call: json.dumps(strftime_now(call[2])), template.source)
+    if _DAY in source:  # llama.cpp gives this variable the day's date
+        source = f"{{%- set {_DAY} = {json.dumps(strftime_now('%d %b %Y'))} -%}}\n{source}"
     if _SPECIAL_TOKENS in source:
         named = [token for token in sorted(template.special_tokens) if token in source]
         source = f"{{%- set {_SPECIAL_TOKENS} = {json.dumps(named, ensure_ascii=False)} -%}}\n{source}"
