@@ -11,6 +11,7 @@ from tests.support.decoding import decode
 from tests.support.subjects import Subject, finish, make_subject, prompt
 from tests.support.tiny_models import CONFIGS, WINDOW, WINDOWED
 
+from finetune.config.schema import ModelConfig
 from finetune.core.types import GenerationRequest, Sampling
 from finetune.engines.base import Engine, InferenceSession
 
@@ -106,3 +107,17 @@ def test_prompts_that_are_read_together_give_what_each_gives_alone(
     for _ in range(2):  # the second time with new prompts, and a generator that knows its model
         assert decode(together.generator(), *requests) == [alone(single, request) for request in requests]
         requests = [replace(request, prompt=request.prompt[::-1]) for request in requests]
+
+
+@pytest.mark.parametrize("kind", ["llama"], scope="module")
+def test_adapters_share_a_quantised_base(subject: Subject) -> None:
+    """What a quantised base unpacks serves all rows, and each keeps its own adapter."""
+    config = ModelConfig(name="base", dtype="float32", quantization="8bit")
+
+    def opened() -> InferenceSession:
+        return subject.engine.open_inference(subject.model, model_config=config, adapters=subject.adapters)
+
+    session = opened()
+    together = decode(opened().generator(), *REQUESTS)
+    assert together == [alone(session, request) for request in REQUESTS]
+    assert together != decode(subject.open().generator(), *REQUESTS)

@@ -57,7 +57,7 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help=option_help("data.trai
 Template = Annotated[str | None, _flag("--template", "NAME")]
 Epochs = Annotated[float | None, _flag("--epochs", "E")]
 MaxSteps = Annotated[int | None, _flag("--max-steps", "N")]
-BatchSize = Annotated[int | None, _flag("--batch-size", "N")]
+BatchSize = Annotated[str | None, _flag("--batch-size", "N|auto")]
 LearningRate = Annotated[float | None, _flag("--learning-rate", "X")]
 LoraRank = Annotated[int | None, _flag("--lora-rank", "R")]
 Method = Annotated[str | None, _flag("--method", "lora|dora|full")]
@@ -254,6 +254,9 @@ def schema() -> None:
 def _load(parameters: Mapping[str, Any], path: Path | None) -> LoadedConfig:
     """The configuration that a command line asks for."""
     flags = {key: parameters.get(name) for name, key in FLAGS.items()}
+    rows = flags["training.batch_size"]
+    if rows is not None and rows.lstrip("-").isdigit():
+        flags["training.batch_size"] = int(rows)
     return load_config(
         path, profile=parameters.get("profile"), overrides=parameters.get("overrides") or (), flags=flags
     )

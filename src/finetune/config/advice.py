@@ -159,7 +159,7 @@ def _step_size(config: RunConfig, facts: Facts) -> str | None:
 
 
 def _rows_per_step(config: RunConfig) -> int:
-    return config.training.batch_size * config.training.gradient_accumulation_steps
+    return config.training.rows_per_step
 
 
 def _warmup(config: RunConfig, facts: Facts) -> str | None:

@@ -16,6 +16,7 @@ from finetune.config.yaml_lines import KeyPath, YamlProblem, read_yaml
 SHAPES: Mapping[str, str] = {
     "data.train_file": "must be a path, or a list of paths and of mappings with path and weight",
     "lora.target_modules": "must be all-linear, or a list of module names",
+    "training.batch_size": "must be a whole number above 0, or auto",
 }
 # Words that other tools use for a value, and what to write here.
 MEANT: Mapping[tuple[str, str], str] = {
@@ -46,7 +47,9 @@ def _explain_key(key: str, errors: Sequence[ErrorDetails], given: Given | None) 
         return [Problem(DEFAULT, f"{key}: missing. {how}")]
     if key in SHAPES:
         inside = [error for error in errors if error["type"] in _SPECIFIC]
-        if not (isinstance(given.value, list) and inside):
+        if isinstance(given.value, int | float):  # a number, if not a right one
+            inside += [error for error in errors if error["type"].startswith("int_")]
+        if not (isinstance(given.value, list | int | float) and inside):
             return [_problem(key, given.value, given.source, f"{SHAPES[key]}, not {kind_of(given.value)}")]
         errors = inside
     return [_explain_one(key, error, given) for error in errors]
@@ -72,7 +75,9 @@ def _line(given: Given, path: KeyPath) -> int | None:
 
 def _is_shape_tag(part: str | int) -> bool:
     """Pydantic puts the name of the tried shape into the location: `tuple[union[str,DataFile],...]`, `DataFile`."""
-    return isinstance(part, str) and (part in ("str", "DataFile") or part.startswith(("tuple[", "literal[")))
+    return isinstance(part, str) and (
+        part in ("str", "DataFile", "constrained-int") or part.startswith(("tuple[", "literal["))
+    )
 
 
 def _problem(where: str, value: Any, source: Source, must: str) -> Problem:

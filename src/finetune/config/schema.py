@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+DEFAULT_ROWS = 4
 
 
 class Section(BaseModel):
@@ -67,7 +68,11 @@ class TrainingConfig(Section):
         "lora", description="Tune adapters, adapters with magnitudes (Liu et al. 2024), or every weight"
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-4, description="Peak learning rate")
-    batch_size: Positive = Field(4, description="Rows in memory at once, at most")
+    batch_size: Positive | Literal["auto"] = Field(
+        DEFAULT_ROWS,
+        description="Rows in memory at once, at most; auto: steps of 4 rows x gradient_accumulation_steps, cut as the "
+        "memory there is allows, with gradient_checkpointing where that is needed",
+    )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches of `batch_size` rows a step")
     max_batch_tokens: Positive | None = Field(
         None, description="Most tokens of a micro-batch, padding included; default: no limit beyond batch_size"
@@ -103,6 +108,16 @@ class TrainingConfig(Section):
         0.0, description="A loss is better when it is lower by more than this"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of everything that is drawn")
+
+    @property
+    def most_rows(self) -> int:
+        """`batch_size` as a number: its default where it is auto."""
+        return DEFAULT_ROWS if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that an update is computed from."""
+        return self.most_rows * self.gradient_accumulation_steps
 
 
 class DataFile(Section):

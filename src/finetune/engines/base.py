@@ -203,6 +203,10 @@ class Engine(Protocol):
         """Bytes that arrays could still take where `model.device` computes."""
         ...
 
+    def spare_memory(self) -> None:
+        """Give freed memory back to the system at once from here on, where that costs speed and is not the habit."""
+        ...
+
     def open_training(
         self,
         model: Path,

@@ -24,11 +24,18 @@ class MemoryPlan:
     logits: int
     holes: int  # freed memory that the C library keeps
     libraries: int
+    present: int  # of the libraries, what the process holds already
+    returns_memory: bool  # whether this is with `Engine.spare_memory`
 
     @property
     def arrays(self) -> int:
         """What MLX and CUDA count."""
         return self.weights + self.trained + self.optimizer + self.activations + self.logits
+
+    @property
+    def growth(self) -> int:
+        """What the process takes besides what it holds already."""
+        return self.total - self.present
 
     @property
     def total(self) -> int:
@@ -60,4 +67,6 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
         logits=logits,
         holes=engine.holes(model, run, kept, logits),
         libraries=engine.libraries(run),
+        present=run.resident,
+        returns_memory=run.returns_memory,
     )

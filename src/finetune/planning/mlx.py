@@ -21,7 +21,8 @@ _KEPT_DOCUMENT = 512  # tokens of a document up to which it keeps its weights
 
 def kept(model: Architecture, run: PlannedRun) -> Kept:
     """By each layer: two sums, what two norms give, and what norms after products read."""
-    narrow = (2 + model.norms) * model.width + _attention(model, run) + run.ranks
+    reads = run.reads
+    narrow = (reads.attention + reads.feed_forward + model.norms) * model.width + _attention(model, run) + run.ranks
     if model.gated and model.norms == 2:
         narrow += model.width  # measured: one hidden state more than gradients need
     if model.query_norms:
@@ -34,15 +35,19 @@ def kept(model: Architecture, run: PlannedRun) -> Kept:
 def _feed_forward(model: Architecture, run: PlannedRun) -> int:
     """SwiGLU as one function keeps its two inputs and its result. GELU's tanh form keeps five arrays."""
     if not model.gated:
-        return 5 * model.inner
-    if model.gelu:
-        return 7 * model.inner
-    return (3 if run.on_cpu and run.value_bytes == FLOAT32 else 5) * model.inner
+        arrays = 4
+    elif model.gelu:
+        arrays = 6
+    else:
+        arrays = 2 if run.on_cpu and run.value_bytes == FLOAT32 else 4
+    return (arrays + run.reads.product) * model.inner
 
 
 def _attention(model: Architecture, run: PlannedRun) -> float:
     """What attention reads, and its result as heads and as rows; the weights where they are kept."""
-    values = 3 * model.query_width + 2 * model.kv_width
+    values = (2 + run.reads.result) * model.query_width + 2 * model.kv_width
+    if model.fused_attention:
+        values += model.query_width + 2 * model.kv_width  # the array that all three are parts of
     if model.soft_capped:
         return values + 2 * model.heads * run.longest  # scores within the cap, and weights
     if run.on_cpu and run.value_bytes == FLOAT32:

@@ -8,6 +8,18 @@ from finetune.engines.registry import EngineName
 FLOAT32 = 4
 
 
+class Reads(NamedTuple):
+    """Whether some module is trained that reads a place of a layer: 1 or 0."""
+
+    attention: int = 1  # queries, keys, values
+    result: int = 1  # what follows attention
+    feed_forward: int = 1  # gate, up
+    product: int = 1  # what ends the feed-forward part
+
+
+EVERYWHERE = Reads()
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
     """What memory depends on, besides the model."""
@@ -22,6 +34,7 @@ class PlannedRun:
     tokens: int  # whose activations are in memory together
     longest: int  # tokens of the longest document
     trained: int  # tokens of `tokens` that are trained on
+    reads: Reads = EVERYWHERE
     recompute: bool = False  # gradient checkpointing
     graphs: int = 1  # parts of a step that are computed side by side
     on_cpu: bool = True

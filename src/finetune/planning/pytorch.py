@@ -25,7 +25,7 @@ def kept(model: Architecture, run: PlannedRun) -> Kept:
     if run.method == "dora":
         narrow += _adapted_products(model, run)
     # GPT-2's GELU is six operations, of which five keep something; other models gate with one function.
-    inner = (4 if model.gated else 5) * model.inner
+    inner = ((3 if model.gated else 4) + run.reads.product) * model.inner
     return Kept(inner, narrow, 2 * model.inner + 2 * model.width)
 
 
@@ -34,7 +34,7 @@ def _norms(model: Architecture, run: PlannedRun) -> float:
 
     A trained norm is transformers' own, in float32: it keeps what it read, if in 16 bits, and what it normed twice.
     """
-    values = float(model.norms * model.width)
+    values = float((run.reads.attention + run.reads.feed_forward + model.norms - 2) * model.width)
     if model.query_norms:
         values += model.query_width + model.kv_width
     if run.method == "full" and model.gated:
@@ -45,11 +45,11 @@ def _norms(model: Architecture, run: PlannedRun) -> float:
 
 def _attention(model: Architecture, run: PlannedRun) -> float:
     """Queries, keys and values as attention reads them, and its result: of each document, and end to end."""
-    blocks = _in_blocks(run)
+    blocks, rows = _in_blocks(run), run.reads.result * model.query_width
     if model.soft_capped and not blocks:
-        repeated = 4 * model.query_width  # keys and values for every head
-        return repeated + run.longest * (2 * model.heads + 1 / run.value_bytes)  # tanh, weights, and a mask
-    values = (2 if blocks else 3) * model.query_width + 2 * model.kv_width
+        repeated = 3 * model.query_width  # keys and values for every head
+        return rows + repeated + run.longest * (2 * model.heads + 1 / run.value_bytes)  # tanh, weights, and a mask
+    values = 2 * model.query_width + 2 * model.kv_width + (0 if blocks else rows)
     if model.fused_attention and model.rotary:
         values += model.query_width + model.kv_width  # values are a part of an array with all three
     return values
@@ -62,11 +62,11 @@ def _in_blocks(run: PlannedRun) -> bool:
 
 def _adapted_products(model: Architecture, run: PlannedRun) -> int:
     """DoRA keeps what each product gave, as far as nothing else does."""
-    values = 0 if model.norms == 4 else 2 * model.width
+    values = 0 if model.norms == 4 else (run.reads.result + run.reads.product) * model.width
     if not (model.fused_attention or model.query_norms):
-        values += model.query_width + model.kv_width
+        values += run.reads.attention * (model.query_width + model.kv_width)
     if model.soft_capped and not _in_blocks(run):
-        values += model.kv_width
+        values += run.reads.attention * model.kv_width
     return values
 
 

@@ -1,6 +1,6 @@
 """What the memory of a run depends on, read off its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from finetune.adapters.targets import LinearShape, choose_ranks
@@ -8,7 +8,7 @@ from finetune.config.schema import LoraConfig, ModelConfig, TrainingConfig
 from finetune.core.types import Dtype
 from finetune.engines.registry import EngineName
 from finetune.models.architecture import Architecture
-from finetune.planning.planned import PlannedRun
+from finetune.planning.planned import EVERYWHERE, PlannedRun, Reads
 from finetune.planning.steps import BatchSize
 
 VALUE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -20,6 +20,7 @@ class AdapterCount(NamedTuple):
 
     parameters: int
     ranks: int  # of one layer's modules, added up
+    reads: Reads
 
 
 class Surroundings(NamedTuple):
@@ -43,7 +44,7 @@ def planned_run(
     graphs: int = 1,
 ) -> PlannedRun:
     """Raises ConfigError for targets that match nothing."""
-    none = AdapterCount(0, 0)
+    none = AdapterCount(0, 0, EVERYWHERE)
     dora = training.method == "dora"
     adapters = none if training.method == "full" else count_adapters(architecture, lora, use_dora=dora)
     apart = engine == "mlx" and (architecture.soft_capped or not where.on_cpu)  # rows side by side, padded
@@ -54,6 +55,7 @@ def planned_run(
         bits=architecture.stored_bits or (None if model.quantization is None else int(model.quantization[0])),
         adapter_parameters=adapters.parameters,
         ranks=adapters.ranks,
+        reads=adapters.reads,
         moments=_MOMENTS[training.optimizer],
         tokens=max(batch.padded if apart else batch.tokens, graphs * batch.longest),  # a graph has a whole document
         longest=batch.longest,
@@ -74,4 +76,16 @@ def count_adapters(architecture: Architecture, lora: LoraConfig, *, use_dora: bo
         rank * (shapes[name].in_features + shapes[name].out_features) + use_dora * shapes[name].out_features
         for name, rank in ranks.items()
     )
-    return AdapterCount(parameters, sum(ranks.values()) // architecture.layers)
+    return AdapterCount(parameters, sum(ranks.values()) // architecture.layers, _reads(ranks))
+
+
+def _reads(modules: Iterable[str]) -> Reads:
+    """Where the named modules read."""
+    names = {module.rpartition(".")[2] for module in modules}
+    last = {"mlp.c_proj", "attn.c_proj"} & {".".join(module.split(".")[-2:]) for module in modules}
+    return Reads(
+        attention=int(bool(names & {"q_proj", "k_proj", "v_proj", "qkv_proj", "c_attn"})),
+        result=int("o_proj" in names or "attn.c_proj" in last),
+        feed_forward=int(bool(names & {"gate_proj", "up_proj", "gate_up_proj", "c_fc"})),
+        product=int("down_proj" in names or "mlp.c_proj" in last),
+    )

@@ -53,7 +53,7 @@ def _method(subject: Subject) -> dict[str, Any]:
     if subject.run is not None:
         training = subject.run.config.training
         facts["learning rate"] = training.learning_rate
-        facts["rows a step"] = training.batch_size * training.gradient_accumulation_steps
+        facts["rows a step"] = training.rows_per_step
         facts["seed"] = training.seed
     return facts
 

@@ -19,6 +19,7 @@ PARTS: Mapping[str, str] = {
     "holes": "freed but held",
     "libraries": "libraries",
 }
+_EASY = 0.8  # of free memory, up to which speed comes first
 CURE = (
     "Lower training.batch_size (and raise training.gradient_accumulation_steps to keep the rows of a step), set "
     "training.gradient_checkpointing: true, lower data.max_length, or set model.quantization: 4bit."
@@ -28,17 +29,29 @@ CURE = (
 def memory_plan(prepared: Preparation) -> MemoryPlan | None:
     """The prediction; None for an architecture whose sizes config.json does not give in a known way.
 
+    Where it would come close to what is free, it is that of a run that spares memory (`Engine.spare_memory`).
     Raises ConfigError for LoRA targets that match nothing.
     """
+    plan = _plan(prepared, spares=False)
+    if plan is None or needed_memory(plan, prepared) <= _EASY * prepared.engine.free_memory(prepared.config.model):
+        return plan
+    return _plan(prepared, spares=True)
+
+
+def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
+    """Bytes that must be free where the run is computed."""
+    return plan.growth if prepared.on_cpu else plan.arrays
+
+
+def _plan(prepared: Preparation, *, spares: bool) -> MemoryPlan | None:
     architecture = read_architecture(prepared.source.config)
     if architecture is None:
         return None
     config = prepared.config
-    where = Surroundings(prepared.dtype, prepared.on_cpu, resident=resident_memory())
     run = planned_run(
         architecture,
         largest_of(prepared),
-        where,
+        Surroundings(prepared.dtype, prepared.on_cpu, spares=spares, resident=resident_memory()),
         model=config.model,
         training=config.training,
         lora=config.lora,
@@ -55,7 +68,7 @@ def largest_of(prepared: Preparation) -> BatchSize:
         prepared.batches,
         prepared.data.train_lengths - 1,
         count=prepared.plan.total_steps,
-        max_rows=training.batch_size,
+        max_rows=training.most_rows,
         max_tokens=training.max_batch_tokens,
     )
     return largest_batch(prepared.batches.step(index))
@@ -75,7 +88,7 @@ def memory_warning(plan: MemoryPlan | None, prepared: Preparation) -> str | None
     """What to do where the prediction is more than there is."""
     if plan is None:
         return None
-    needed, free = plan.arrays + plan.holes, prepared.engine.free_memory(prepared.config.model)
+    needed, free = needed_memory(plan, prepared), prepared.engine.free_memory(prepared.config.model)
     if needed <= free:
         return None
     return f"This run needs about {_gb(needed)} more memory at its peak, and {_gb(free)} are free. {CURE}"

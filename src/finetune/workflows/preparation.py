@@ -141,8 +141,8 @@ def batch_plan(config: RunConfig, data: PreparedData, *, pad_id: int) -> BatchPl
     training = config.training
     return BatchPlan(
         data.train,
-        rows_per_step=training.batch_size * training.gradient_accumulation_steps,
-        max_rows=training.batch_size,
+        rows_per_step=training.rows_per_step,
+        max_rows=training.most_rows,
         max_tokens=training.max_batch_tokens,
         seed=training.seed,
         pad_id=pad_id,

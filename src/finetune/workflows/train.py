@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from finetune.config.dump import dump_config
 from finetune.config.load import LoadedConfig, load_config, plain
 from finetune.config.schema import RunConfig
 from finetune.core.errors import StoppedBySignal, UsageError
-from finetune.core.events import Listener, Notice, RunFinished, RunStarted
+from finetune.core.events import Event, Listener, Notice, RunFinished, RunStarted
 from finetune.core.files import write_atomically
 from finetune.core.paths import RunPaths
 from finetune.engines.base import TrainSession
+from finetune.planning.cuts import SETTLED
 from finetune.planning.memory import MemoryPlan
 from finetune.tracking.metrics_log import MetricsLog, to_text
 from finetune.tracking.sinks import Broadcast
@@ -28,6 +29,7 @@ from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
 from finetune.training.signals import StopRequest, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
+from finetune.workflows.auto_batch import settle_batch
 from finetune.workflows.memory import memory_plan, memory_sentence, memory_warning
 from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.pull import OnNotice, bring
@@ -72,9 +74,11 @@ def train(
     directory = Path(settings.output.output_dir or _default_directory(settings)).expanduser()
     check_new(directory)
     loaded = bring(loaded, _said_by(listeners))
-    prepared = prepare(loaded)
-    memory, said = _announce_memory(prepared, listeners)
-    with _open_session(prepared) as session:
+    said: list[Event] = []
+    listen = Broadcast([said.append, *listeners])
+    prepared = settle_batch(prepare(loaded), tries=True, say=_said_by([listen]))
+    memory = _announce_memory(prepared, listen)
+    with _open_session(prepared, memory) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))
         with held(paths):
             run = _Run(paths, prepared, session, listeners, memory)
@@ -111,10 +115,11 @@ def _loaded(
 def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[Listener]) -> TrainingResult:
     paths, chosen = locate(resume)
     loaded = bring(loaded, _said_by(listeners))
-    prepared = prepare(loaded)
+    prepared = prepare(_settled_as_started(loaded, paths))
     warnings = refuse_changes(paths, prepared)
-    memory, said = _announce_memory(prepared, listeners)
-    with held(paths), _open_session(prepared) as session:
+    said: list[Event] = []
+    memory = _announce_memory(prepared, Broadcast([said.append, *listeners]))
+    with held(paths), _open_session(prepared, memory) as session:
         checkpoints = Checkpoints(paths, prepared.config.output.keep_checkpoints)
         checkpoints.clean()
         start = find_starting_point(paths, checkpoints, chosen, warnings.append)
@@ -126,17 +131,24 @@ def _go_on(loaded: RunConfig | LoadedConfig, resume: Path, listeners: Sequence[L
         return _Run(paths, prepared, session, listeners, memory).go(start, said=said, notices=notices)
 
 
-def _announce_memory(
-    prepared: Preparation, listeners: Sequence[Listener]
-) -> tuple[MemoryPlan | None, Sequence[Notice]]:
-    """The plan, told to the listeners before weights are loaded, and what they were told."""
+def _settled_as_started(given: RunConfig | LoadedConfig, paths: RunPaths) -> RunConfig | LoadedConfig:
+    """With what `batch_size: auto` came to when the run was started."""
+    config = plain(given)
+    if config.training.batch_size != "auto":
+        return given
+    started = load_config(paths.config, environ={}).config.training
+    update = {key: getattr(started, key) for key in SETTLED}
+    config = config.model_copy(update={"training": config.training.model_copy(update=update)})
+    return replace(given, config=config) if isinstance(given, LoadedConfig) else config
+
+
+def _announce_memory(prepared: Preparation, listener: Listener) -> MemoryPlan | None:
+    """The plan, told before weights are loaded."""
     plan = memory_plan(prepared)
-    said = [Notice(level="info", message=memory_sentence(plan, prepared))]
+    listener(Notice(level="info", message=memory_sentence(plan, prepared)))
     if warning := memory_warning(plan, prepared):
-        said.append(Notice(level="warning", message=warning))
-    for notice in said:
-        Broadcast(listeners)(notice)
-    return plan, said
+        listener(Notice(level="warning", message=warning))
+    return plan
 
 
 def _said_by(listeners: Sequence[Listener]) -> OnNotice:
@@ -145,8 +157,10 @@ def _said_by(listeners: Sequence[Listener]) -> OnNotice:
 
 
 @contextmanager
-def _open_session(prepared: Preparation) -> Iterator[TrainSession]:
+def _open_session(prepared: Preparation, memory: MemoryPlan | None) -> Iterator[TrainSession]:
     config = prepared.config
+    if memory is not None and memory.returns_memory:
+        prepared.engine.spare_memory()
     session = prepared.engine.open_training(
         prepared.source.path,
         model_config=config.model,
@@ -175,7 +189,7 @@ class _Run:
     listeners: Sequence[Listener]
     memory: MemoryPlan | None
 
-    def go(self, start: StartingPoint | None, *, said: Sequence[Notice], notices: Sequence[Notice]) -> TrainingResult:
+    def go(self, start: StartingPoint | None, *, said: Sequence[Event], notices: Sequence[Notice]) -> TrainingResult:
         """Train from `start` (None: from the first step) to the end, and leave the results.
 
         What the listeners were `said` already is only logged.

@@ -14,6 +14,7 @@ from finetune.models.info import ModelInfo, describe_model
 from finetune.planning.memory import MemoryPlan
 from finetune.planning.runs import count_adapters
 from finetune.training.run_directory import check_new
+from finetune.workflows.auto_batch import settle_batch
 from finetune.workflows.memory import memory_plan, memory_record, memory_sentence, memory_warning
 from finetune.workflows.preparation import Preparation, prepare
 from finetune.workflows.record import engine_record
@@ -28,13 +29,14 @@ class Validation:
     prepared: Preparation
     trainable: int | None  # parameters; None where neither files nor config.json tell
     memory: MemoryPlan | None  # None for an architecture whose sizes are not known
+    settled: tuple[str, ...]  # what `batch_size: auto` came to
     advice: tuple[str, ...]
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What was inferred."""
         prepared = self.prepared
-        return (*prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
+        return (*self.settled, *prepared.data.notices, *prepared.plan.notices, *starting_notices(prepared.config))
 
     @property
     def memory_sentence(self) -> str:
@@ -69,12 +71,14 @@ def validate_run(loaded: LoadedConfig) -> Validation:
     config = loaded.config
     if config.output.output_dir is not None:
         check_new(Path(config.output.output_dir).expanduser())
-    prepared = prepare(loaded)
+    settled: list[str] = []
+    prepared = settle_batch(prepare(loaded), tries=False, say=settled.append)
     if config.model.init == "pretrained":
         prepared.engine.module_paths(prepared.source.path)  # refuses files that do not fit their config.json
     trainable, memory = trainable_parameters(prepared), memory_plan(prepared)
     warning = memory_warning(memory, prepared)
-    return Validation(loaded, prepared, trainable, memory, (*_advice(prepared), *([warning] if warning else [])))
+    advice = (*_advice(prepared), *([warning] if warning else []))
+    return Validation(loaded, prepared, trainable, memory, tuple(settled), advice)
 
 
 def trainable_parameters(prepared: Preparation) -> int | None:

@@ -19,7 +19,7 @@ def validation_of(prepared: Preparation) -> Validation | None:
     def batches() -> Iterable[Batch]:
         return evaluation_batches(
             data.validation,
-            max_rows=training.batch_size,
+            max_rows=training.most_rows,
             max_tokens=training.max_batch_tokens,
             pad_id=prepared.tokenizer.pad_id,
             packing=bool(training.packing),

@@ -138,10 +138,14 @@ def test_a_missing_library_is_a_problem_and_a_missing_extra_is_advice(monkeypatc
     assert any(sentence.startswith("pyarrow is not installed; it reads Parquet files") for sentence in found.advice)
 
 
-def test_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engines_are(monkeypatch, mlx=MLX)
-    limits = {"memory.max": "1000000000", "cpu.max": "100000 100000"}
-    monkeypatch.setattr(machine, "cgroup", limits.get)
+    limits = {"memory.max": "1000000000", "memory.current": "5000000", "cpu.max": "100000 100000"}
+    for name, text in limits.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "groups").write_text("0::/\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     monkeypatch.setattr(machine.sys, "platform", "linux")
 

@@ -52,6 +52,9 @@ class MLXEngine:
     def free_memory(self, model: ModelConfig) -> int:
         return device.free_memory(model.device)
 
+    def spare_memory(self) -> None:
+        """MLX's arrays fit where one of their size was: nothing to do."""
+
     def open_training(
         self,
         model: Path,

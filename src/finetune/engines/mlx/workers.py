@@ -28,7 +28,7 @@ def useful_workers(training: TrainingConfig, *, on_cpu: bool) -> int:
     """
     library: Any = load_openblas().library if on_cpu else None
     threads = library.openblas_get_num_threads() if library else 1
-    return 1 if training.method == "full" else max(1, min(training.batch_size, threads))
+    return 1 if training.method == "full" else max(1, min(training.most_rows, threads))
 
 
 class Workers:

@@ -55,6 +55,9 @@ class TorchEngine:
     def free_memory(self, model: ModelConfig) -> int:
         return device.free_memory(device.pick_device(model.device))
 
+    def spare_memory(self) -> None:
+        compat.return_large_blocks()
+
     def open_training(
         self,
         model: Path,
