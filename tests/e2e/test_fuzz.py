@@ -242,4 +242,5 @@ def test_command_lines(folder: Path, words: list[str]) -> None:
 
     said = [word.encode("utf-8", "backslashreplace").decode() for word in words if len(word) > 1]
     said += [Path(word).name for word in said if not word.endswith("/")]
-    require_answer(ran, *said, "Missing", "--help", "--", "outputs", "input", "name of a model", "Configuration .")
+    found = ("is not a model directory", "name of a model", "without a name", "Configuration .")
+    require_answer(ran, *said, "Missing", "--help", "--", "outputs", "input", *found)

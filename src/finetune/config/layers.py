@@ -75,6 +75,9 @@ def read_file(path: Path | None) -> LayerValues:
     if path is None:
         return layer
     source = Source(Layer.FILE, str(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):  # its end may never come
+        layer.refuse(source, f"{path}: this is no file but a device or a pipe. Give the path of a YAML file.")
+        return layer
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -223,6 +223,8 @@ def _package_directory() -> Any:
 
 
 def _read_template(path: Path) -> str:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # its end may never come
+        raise UsageError(f"data.template={path}: this is no file but a device or a pipe. Give the path of a file.")
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
