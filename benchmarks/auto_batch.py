@@ -47,8 +47,8 @@ def main() -> None:
         inputs = write_inputs(Path(name))
         for engine in arguments.engine or ("mlx", "pytorch"):
             for given in arguments.limits:
-                given += _IMPORTS[engine] if not arguments.cgroup else 0
-                request = {"engine": engine, "given": given, "cgroup": arguments.cgroup, **inputs}
+                imports = 0 if arguments.cgroup else _IMPORTS[engine]
+                request = {"engine": engine, "given": given + imports, "cgroup": arguments.cgroup, **inputs}
                 results.append(measured(request))
                 print(sentence(results[-1]), flush=True)
                 if arguments.json:
