@@ -133,6 +133,31 @@ def test_exports_of_other_architectures_give_the_logits_of_peft(kind: str, tmp_p
     np.testing.assert_allclose(np.array(by_adapter(mx.array(ids)).astype(mx.float32)), expected, rtol=0, atol=GELU)
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
+def test_mlx_lm_reads_a_merged_model_whose_config_is_in_newer_names(kind: str, tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    base = make_model(tmp_path / "base", kind)
+    document = json.loads((base / "config.json").read_text())
+    ropes = document["rope_parameters"]
+    for rope in (ropes,) if "rope_theta" in ropes else ropes.values():
+        rope["rope_theta"] = 77.0  # nobody's default
+    (base / "config.json").write_text(json.dumps(document))
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = torch_logits(tuned)
+    ran = ft("export", tmp_path / "adapter", "--model", base, "--format", "merged", "--output", tmp_path / "merged")
+    assert ran.code == 0, ran.err
+    np.testing.assert_allclose(
+        torch_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected, **CLOSE
+    )
+    loaded, _ = load(str(tmp_path / "merged"))
+    np.testing.assert_allclose(np.array(loaded(mx.array(IDS)).astype(mx.float32)), expected, rtol=0, atol=GELU)
+
+
 # A relative error of 2^-9 of each group's range, added up through the layers of random weights; logits are of size 10.
 EIGHT_BITS = 0.5
 

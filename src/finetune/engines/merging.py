@@ -17,6 +17,7 @@ import numpy as np
 from finetune.adapters.adapter import Adapter, LoraUpdate
 from finetune.core.errors import ModelError, UsageError
 from finetune.core.types import FloatArray, MergeReport
+from finetune.models.older_names import with_older_names
 from finetune.models.weights import INDEX, read_weights
 from finetune.models.writing import copy_companions
 
@@ -149,7 +150,7 @@ def _whole(destination: Path) -> Iterator[Path]:
 
 
 def _write_config(base: Path, directory: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = with_older_names(json.loads((base / "config.json").read_text(encoding="utf-8")))
     _write_json(directory / "config.json", change(config))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from finetune.models.older_names import with_older_names
 from finetune.models.weights import INDEX
 
 _SHARD_BYTES = 5 * 10**9
@@ -63,8 +64,8 @@ def copy_companions(base: Path, directory: Path) -> None:
 
 
 def _write_config(directory: Path, base: Path, dtype: str | None) -> None:
-    """The base's config.json with the type of the new weights."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    """The base's config.json with the type of the new weights, readable for libraries that know older names."""
+    config = with_older_names(json.loads((base / "config.json").read_text(encoding="utf-8")))
     if dtype is not None:
         for key in {"dtype", "torch_dtype"} & config.keys() or {"dtype"}:
             config[key] = dtype

@@ -18,6 +18,7 @@ from mlx import nn
 
 from finetune.core.errors import ModelError
 from finetune.engines.mlx.windows import keep_windows
+from finetune.models.older_names import with_older_names
 
 _ATTENTION = "scaled_dot_product_attention"
 _SWIGLU = "swiglu"
@@ -36,32 +37,9 @@ def read_config(path: Path) -> dict[str, Any]:
     from mlx_lm.utils import load_config
 
     try:
-        return with_known_keys(dict(load_config(path)))
+        return with_older_names(load_config(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
-
-
-def with_known_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Add what mlx-lm looks for under older names.
-
-    transformers 5 writes `rope_parameters` (by layer type for gemma3) in place of `rope_theta`, `rope_scaling` and
-    `partial_rotary_factor`, and `layer_types` in place of `sliding_window_pattern`. mlx-lm would silently use its
-    defaults: another model.
-    """
-    added: dict[str, Any] = {}
-    rope = config.get("rope_parameters") or {}
-    if "full_attention" in rope:
-        added["rope_local_base_freq"] = rope.get("sliding_attention", {}).get("rope_theta", 10000.0)
-        rope = rope["full_attention"]
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope:
-            added[key] = rope[key]
-    if rope.get("rope_type", "default") != "default":
-        added["rope_scaling"] = {"type": rope["rope_type"], **rope}
-    types = config.get("layer_types") or []
-    if "sliding_attention" in types and "full_attention" in types:
-        added["sliding_window_pattern"] = types.index("full_attention") + 1
-    return {**added, **config}
 
 
 def build_model(config: Mapping[str, Any]) -> Any:
