@@ -19,6 +19,7 @@ from finetune.core.files import read_json
 from finetune.core.types import IntArray
 from finetune.data.word_memory import WordMemory
 
+_LARGEST_ID = 100_000_000
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -123,6 +124,11 @@ class TextTokenizer:
 
     def to_json(self) -> str:
         """The vocabulary and its rules, as tokenizer.json has them."""
+        return str(self._stored_form())
+
+    def _stored_form(self) -> str:
+        if self.largest_id > _LARGEST_ID:  # the library goes through all ids up to it
+            raise ModelError(f"The tokenizer has token {self.largest_id}, which no model has. Copy it again.")
         return str(self._backend.to_str())
 
     @cached_property
