@@ -21,6 +21,7 @@ _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LIKE_QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 KNOWN_PATTERNS = frozenset({GPT2_PATTERN, _LIKE_QWEN + r"\p{N}|" + _TAIL, _LIKE_QWEN + r"\p{N}{1,3}|" + _TAIL})
+_PROBE = "I'LL say: it's 12345 o'clock\t\n\n  (a+b)==c?!  \r\n x_y\x0b\x1c #tag 3.14e-5 'quoted'  end \n "
 _IN_ASCII = {r"\p{L}": "a-zA-Z", r"\p{N}": "0-9", r"\s": r"\t-\r ", r"\S": r"\x00-\x08\x0e-\x1f!-\x7f"}
 
 
@@ -54,7 +55,16 @@ class WordMemory:
             and (post is None or post["type"] == "TemplateProcessing")  # which only adds special tokens
             and not any(token[key] for token in rules["added_tokens"] for key in ("lstrip", "rstrip", "single_word"))
         )
-        return cls(backend, pattern) if suits and pattern else None
+        memory = cls(backend, pattern) if suits and pattern else None
+        return memory if memory and memory._agrees() else None
+
+    def _agrees(self) -> bool:
+        """Whether the library still cuts as it did when the patterns were written down."""
+        expected, found = self._backend.encode(_PROBE, add_special_tokens=False), self.encode(_PROBE)
+        return found is not None and (found[0].tolist(), found[1].tolist()) == (
+            expected.ids,
+            [list(place) for place in expected.offsets],
+        )
 
     def encode(self, text: str) -> tuple[IntArray, IntArray] | None:
         """Token ids [n] and character ranges [n, 2]; None for text that is not all ASCII."""

@@ -54,9 +54,12 @@ class _Worker:
     """One process, and what it was last told."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", _START.format(path=sys.path)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **_ONE_THREAD}
+            [sys.executable, "-c", _START.format(path=sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **_ONE_THREAD},
+            process_group=0,  # Ctrl-C goes to a whole group: it must not end a worker before the one that started it
         )
         self._encoder: Encoder | None = None
 
@@ -137,7 +140,6 @@ class _Pool:
 
 def serve() -> None:
     """What a worker does: chunks from standard input, results to standard output, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the one that started us ends us
     source, target = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever a library prints is no result
     encoder: Encoder | None = None
