@@ -1,11 +1,14 @@
 """What decoding is in every engine: which requests make sense, and how much of a prompt is read at once."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from finetune.core.errors import UsageError
 from finetune.core.types import GenerationRequest
 
 PREFILL_TOKENS = 512  # of a prompt that go through the model together
+
+Value = TypeVar("Value")
 
 
 def check_request(request: GenerationRequest, vocabulary: int) -> None:
@@ -21,6 +24,13 @@ def check_request(request: GenerationRequest, vocabulary: int) -> None:
             )
     if request.max_tokens < 1:
         raise UsageError(f"max_tokens = {request.max_tokens}: ask for at least one token.")
+
+
+def adapter_called(name: str, loaded: Mapping[str, Value]) -> Value:
+    """The loaded adapter of this name. Raises UsageError where there is none."""
+    if name not in loaded:
+        raise UsageError(f"No adapter is called {name!r}. Loaded adapters: {', '.join(loaded) or 'none'}.")
+    return loaded[name]
 
 
 def require_free_name(name: str, loaded: Collection[str]) -> None:

@@ -10,8 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from finetune.adapters.adapter import Adapter
-from finetune.core.errors import UsageError
-from finetune.engines.decoding import require_free_name
+from finetune.engines.decoding import adapter_called, require_free_name
 from finetune.engines.mlx.adapters import adapt_more, make_adaptable, on_device, read_for
 from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.loading import BaseModel
@@ -83,11 +82,7 @@ class ResidentAdapters:
         return sum(adapter.parameters for adapter in self._loaded.values())
 
     def adapter(self, name: str | None) -> LoadedAdapter:
-        if name is None:
-            return BASE
-        if name not in self._loaded:
-            raise UsageError(f"No adapter is called {name!r}. Loaded adapters: {', '.join(self._loaded) or 'none'}.")
-        return self._loaded[name]
+        return BASE if name is None else adapter_called(name, self._loaded)
 
     def load(self, name: str, directory: Path) -> None:
         """Read an adapter's files. Raises UsageError for a name that is taken, ModelError for what does not fit."""
@@ -142,9 +137,7 @@ class TrainedModel:
         return rows_can_share(self.base)
 
     def adapter(self, name: str | None) -> LoadedAdapter:
-        if name is not None:
-            raise UsageError(f"No adapter is called {name!r}. Loaded adapters: none.")
-        return BASE
+        return BASE if name is None else adapter_called(name, {})
 
     def updates(self, rows: Sequence[LoadedAdapter]) -> Mapping[str, Any]:
         return {}

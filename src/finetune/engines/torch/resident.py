@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune.adapters.adapter import Adapter
-from finetune.core.errors import UsageError
 from finetune.core.types import ParameterCount
-from finetune.engines.decoding import require_free_name
+from finetune.engines.decoding import adapter_called, require_free_name
 from finetune.engines.torch.adapters import adapt_more, make_adaptable, on_device, read_for
 from finetune.engines.torch.loading import BaseModel
 from finetune.engines.torch.lora import LoraWeights
@@ -67,11 +66,7 @@ class ResidentAdapters:
         return ParameterCount(trainable, self._frozen + trainable)
 
     def adapter(self, name: str | None) -> LoadedAdapter:
-        if name is None:
-            return BASE
-        if name not in self._loaded:
-            raise UsageError(f"No adapter is called {name!r}. Loaded adapters: {', '.join(self._loaded) or 'none'}.")
-        return self._loaded[name]
+        return BASE if name is None else adapter_called(name, self._loaded)
 
     def load(self, name: str, directory: Path) -> None:
         """Read an adapter's files. Raises UsageError for a name that is taken, ModelError for what does not fit."""
@@ -129,9 +124,7 @@ class TrainedModel:
     base: BaseModel
 
     def adapter(self, name: str | None) -> LoadedAdapter:
-        if name is not None:
-            raise UsageError(f"No adapter is called {name!r}. Loaded adapters: none.")
-        return BASE
+        return BASE if name is None else adapter_called(name, {})
 
     def using(self, tokens: Sequence[LoadedAdapter]) -> AbstractContextManager[None]:
         """Nothing to do: the weights stay bound."""
