@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +204,12 @@ class DirectoryWriter:
     def add(self, table: Table, ids: TokenArray, mask: BoolArray) -> None:
         for file, part in zip(self._files, (self._tokens.placed(table, len(ids)), ids, mask), strict=True):
             file.write(np.ascontiguousarray(part).data if len(part) else b"")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Hand everything to the operating system."""

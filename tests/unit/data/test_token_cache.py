@@ -134,7 +134,7 @@ def test_two_writers_of_one_entry_do_not_meet(tmp_path):
 
 
 def test_the_entry_that_was_not_used_for_longest_goes_first(tmp_path):
-    sizes = [file.stat().st_size for file in written(cache_in(tmp_path / "one")).iterdir()]
+    sizes = [file.stat().st_size for file in written(cache_in(tmp_path / "one")).glob("*.bin")]
     cache = cache_in(tmp_path / "all", limit=int(2.5 * sum(sizes)))
     for age, key in ((300, "a"), (200, "b")):
         os.utime(written(cache, key) / "entry.json", (10**9 - age, 10**9 - age))
