@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from finetune.core.types import BoolArray
+from finetune.data.progress import Progress, tell
 from finetune.data.report import DataReport
 from finetune.data.stored_rows import StoredRows
 from finetune.data.templates import Template
 from finetune.data.token_store import TokenArray
 from finetune.data.tokenizer import TextTokenizer
+
+_TOLD = 10_000  # rows between two reports
 
 
 def fingerprints(
@@ -38,7 +41,7 @@ def _add(digest: "hashlib._Hash", rows: StoredRows | None) -> tuple[int, int]:
     """Take every token and mask into the digest; the number of tokens, and of trained ones."""
     digest.update(f"{0 if rows is None else len(rows)} rows".encode())
     tokens = trained = 0
-    for ids, mask in _none() if rows is None else rows.tokens():
+    for ids, mask in _all_of(rows) if rows else ():
         digest.update(len(ids).to_bytes(8, "little"))
         digest.update(ids.astype(np.int32).data)
         digest.update(mask.data)
@@ -47,5 +50,11 @@ def _add(digest: "hashlib._Hash", rows: StoredRows | None) -> tuple[int, int]:
     return tokens, trained
 
 
-def _none() -> Iterator[tuple[TokenArray, BoolArray]]:
-    return iter(())
+def _all_of(rows: StoredRows) -> Iterator[tuple[TokenArray, BoolArray]]:
+    """Ids and masks in turn; it is told how far that is."""
+    for number, row in enumerate(rows.tokens(), start=1):
+        if number % _TOLD == 0:
+            tell(Progress("Checking the tokens", number, number / len(rows)))
+        yield row
+    if len(rows) >= _TOLD:
+        tell(Progress("Checking the tokens", len(rows), 1.0, done=True))

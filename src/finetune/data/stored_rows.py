@@ -26,6 +26,7 @@ class StoredRows(Sequence[EncodedRow]):
         self.loaded = loaded
         self.max_length = max_length
         self._reads = 0
+        self._lengths_kept: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -46,7 +47,10 @@ class StoredRows(Sequence[EncodedRow]):
     @property
     def lengths(self) -> IntArray:
         """Tokens of each row [rows], without reading it."""
-        return stored((np.minimum(whole, self.max_length) for _, whole in self._lengths()), np.int32)
+        if self._lengths_kept is None:
+            cut = (np.minimum(whole, self.max_length) for _, whole in self._lengths())
+            self._lengths_kept = stored(cut, np.int32)
+        return self._lengths_kept
 
     def tokens(self) -> Iterator[tuple[TokenArray, BoolArray]]:
         """Ids and masks of all rows in turn, cut. Raises DamagedStoreError."""
