@@ -81,7 +81,8 @@ def test_chat_answers_piped_lines_and_obeys_commands(model: Path, adapter: Path)
     assert ran.code == 0
     assert ran.out.startswith(f"{tuned['text']}\n{base['text']}\nbase: ")
     assert all(
-        words in ran.err for words in ["The base answers", "forgotten", "system message is changed", "no command", "needs a message"]
+        words in ran.err
+        for words in ["The base answers", "forgotten", "system message is changed", "no command", "needs a message"]
     )
 
 
