@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from tests.support.tiny_run import write_rows
 from finetune.config.load import load_config
 from finetune.core.errors import TrainingError
 from finetune.core.events import Event
+from finetune.core.types import Batch
 from finetune.engines.base import Engine
+from finetune.planning.probe import NotTaken, ProbedRun
 from finetune.workflows import auto_batch
 from finetune.workflows.train import resume, train
 
@@ -72,11 +75,12 @@ def test_a_probe_that_fails_leads_to_a_smaller_cut_and_at_last_to_an_error(
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     tried: list[int | None] = []
 
-    def probe(run: Any, batches: Any) -> None:
+    def probe(run: ProbedRun, batches: Sequence[Batch], *, leave: int) -> NotTaken:
         tried.append(run.training.max_batch_tokens)
+        return NotTaken("the system ended it (SIGKILL)", for_memory=True)
 
     monkeypatch.setattr(auto_batch, "probe", probe)
-    with pytest.raises(TrainingError, match=r"even one row at a time.* Lower data\.max_length"):
+    with pytest.raises(TrainingError, match=r"even one row at a time.*ended it \(SIGKILL\).* Lower data\.max_length"):
         train(load_config(None, environ={}, flags=flags(model, data, tmp_path / "auto", engine)))
     assert tried[0] is None
     assert len(tried) > 2

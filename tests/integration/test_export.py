@@ -1,15 +1,18 @@
 """`ft export` with the real engine: what is refused, and that a failed comparison leaves nothing behind."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.support.gguf_files import make_model_for
 from tests.support.in_process import ft_here as ft
-from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
+from tests.support.tiny_model import HEADS, HIDDEN, INNER, LAYERS, write_tiny_adapter, write_tiny_model
 
 from finetune.config.schema import ModelConfig
 from finetune.core.errors import ModelError
+from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
 from finetune.engines.registry import choose_engine
 from finetune.workflows.export import export
@@ -78,3 +81,17 @@ def test_wrong_requests_leave_nothing_behind(model: Path, adapter: Path, tmp_pat
         assert (ran.code, message in ran.err) == (code, True), (arguments, ran)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "other"]
     assert [path.name for path in full.iterdir()] == ["notes.txt"]
+
+
+def test_a_whole_model_has_the_tokenizer_that_was_trained_with(adapter: Path, shared: Path, tmp_path: Path) -> None:
+    """Others convert tokenizer.model by themselves, and not all of them rank its merges by score."""
+    from transformers import AutoTokenizer, LlamaConfig
+
+    base = tmp_path / "base"
+    shutil.copytree(shared / "tokenizers/llama2", base)
+    shape = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
+    make_model_for(base, LlamaConfig(**shape, num_attention_heads=HEADS, num_key_value_heads=HEADS))
+    export(adapter, format="merged", model=str(base), output=tmp_path / "out")
+    ours, theirs = TextTokenizer.open(base), AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    text = "def f():\n    return 1"
+    assert ours.encode(text)[0].tolist() == theirs(text, add_special_tokens=False).input_ids

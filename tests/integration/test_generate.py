@@ -63,10 +63,11 @@ def test_wrong_requests_end_with_a_message_and_leave_2_or_1(model: Path, adapter
 def test_chat_answers_piped_lines_and_obeys_commands(model: Path, adapter: Path) -> None:
     lines = [
         "Hello",
-        "/adapter none",
+        "/adapter base",
         "/reset",
         "Hello",
         "/compare Hello",
+        "/compare",
         "/system Be brief.",
         "/nonsense",
         "/exit",
@@ -80,7 +81,8 @@ def test_chat_answers_piped_lines_and_obeys_commands(model: Path, adapter: Path)
     assert ran.code == 0
     assert ran.out.startswith(f"{tuned['text']}\n{base['text']}\nbase: ")
     assert all(
-        words in ran.err for words in ["The base answers", "forgotten", "system message is changed", "no command"]
+        words in ran.err
+        for words in ["The base answers", "forgotten", "system message is changed", "no command", "needs a message"]
     )
 
 

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from finetune.core.errors import ModelError
 from finetune.core.types import TokenEvent
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.templates import choose_template
@@ -91,7 +93,94 @@ def test_trained_tokens_decode_to_the_answers_and_their_ends(tokenizers, name, t
     assert bos_starts == (1 if tokenizer.adds_bos or tokenizer.bos_id == row.ids[0] else 0)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "dialogpt", "llama2", "stories"])
+SENTENCEPIECE = [
+    "llama2/tokenizer.model",
+    "mistral/tokenizer.model.v1",
+    "mistral/mistral_instruct_tokenizer_240323.model.v3",
+]
+INDENTED = "def f():\n    return 1\n\ta  b   c" + " " * 17 + "d"
+TEXTS = [
+    INDENTED,
+    " ",
+    "  ",
+    "   lead",
+    "x\r\n\r\n y  ",
+    "caf\u00e9 \U0001f642 \u65e5\u672c \u0928\u093f \u2581_",
+    "Hello  there",
+    "",
+]
+
+
+def opened_alone(model: Path, directory: Path, **settings: object) -> TextTokenizer:
+    """The tokenizer of a directory that has `tokenizer.model` and settings."""
+    shutil.copyfile(model, directory / "tokenizer.model")
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return TextTokenizer.open(directory)
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_a_sentencepiece_model_alone_gives_the_ids_of_its_own_library(name, shared, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(shared / "tokenizers" / name))
+    tokenizer = opened_alone(shared / "tokenizers" / name, tmp_path)
+    random = Random(0)
+    parts = [
+        "the",
+        " ",
+        "  ",
+        "    ",
+        "\n",
+        "\t",
+        "return",
+        "\u65e5\u672c",
+        "\U0001f642",
+        "12",
+        "\u0301",
+        "\ufb01",
+        "\xa0",
+        "[",
+    ]
+    for text in [*TEXTS, *("".join(random.choices(parts, k=10)) for _ in range(500))]:
+        ids = tokenizer.encode(text)[0].tolist()
+        assert ids == reference.encode(text), text
+        assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+def test_user_defined_pieces_are_never_cut_and_no_space_is_added_where_none_was(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("\n".join(f"some words  and {n} numbers <b>" for n in range(300)), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "made"),
+        vocab_size=340,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=["<b>", "\u2581\u2581", "\u2581\u2581\u2581\u2581"],
+        minloglevel=2,
+    )
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "made.model"))
+    tokenizer = opened_alone(tmp_path / "made.model", tmp_path)
+    for text in [*TEXTS, "some<b>words<b>  7", "     numbers"]:
+        assert tokenizer.encode(text)[0].tolist() == reference.encode(text), text
+
+
+def test_tokens_beside_a_sentencepiece_model_have_their_ids(shared, tmp_path):
+    model = shared / "tokenizers/llama2/tokenizer.model"
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 32000}', encoding="utf-8")
+    added = {"32001": {"content": "<|im_end|>", "special": True}}
+    tokenizer = opened_alone(model, tmp_path, added_tokens_decoder=added, bos_token="<s>", add_bos_token=True)
+    assert tokenizer.encode("a<|im_end|>\n<pad>")[0].tolist() == [263, 32001, 29871, 13, 32000]
+    assert tokenizer.prompt_ids("a") == (1, 263)
+    assert "<|im_end|>" in tokenizer.special_tokens
+    assert opened_alone(model, tmp_path, add_bos_token=False, bos_token="<s>").prompt_ids("a") == (263,)
+    with pytest.raises(ModelError, match="cannot have the id 40000"):
+        opened_alone(model, tmp_path, added_tokens_decoder={"40000": {"content": "<far>"}})
+
+
+@pytest.mark.parametrize("name", ["qwen3", "dialogpt", "stories"])
 def test_ids_are_those_of_transformers(shared, tokenizers, name):
     from transformers import AutoTokenizer
 
@@ -101,8 +190,6 @@ def test_ids_are_those_of_transformers(shared, tokenizers, name):
 
 
 def test_a_broken_tokenizer_directory_is_refused_by_name(tmp_path: Path):
-    from finetune.core.errors import ModelError
-
     (tmp_path / "tokenizer.model").write_bytes(b"not a sentencepiece model")
     with pytest.raises(ModelError, match="no tokenizer could be read"):
         TextTokenizer.open(tmp_path)

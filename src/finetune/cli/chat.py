@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 COMMANDS = """\
 /reset               forget the conversation
 /system TEXT         change the system message; without TEXT: remove it
-/adapter NAME|none   answer with an adapter, or with the base alone; without a name: list them
+/adapter NAME|base   answer with an adapter, or with the base alone; without a name: list them
 /compare TEXT        answers of the base and of every adapter to the same message
 /help                this list
 /exit                leave (also Ctrl-D); Ctrl-C stops an answer"""
-NONE = "none"  # what a person calls the model without an adapter
-BASE = "base"  # and how its answers are marked
+BASE = "base"  # the model without an adapter, where answers are marked
+BASE_NAMES = (BASE, "none")  # and what a person may call it
 
 Adapters = Annotated[
     list[str] | None,
@@ -134,23 +134,25 @@ def _command(conversation: "Conversation", line: str) -> None:
         note("The system message is changed." if rest else "There is no system message now.")
     elif name == "/adapter":
         note(_switched(conversation, rest))
-    elif name == "/compare" and rest:
+    elif name == "/compare":
         _compare(conversation, rest)
     elif name == "/help":
         note(COMMANDS)
     else:
-        note(f"{line.strip()} is no command.\n{COMMANDS}")
+        note(f"{name} is no command. /help lists them; a message cannot begin with /.")
 
 
 def _switched(conversation: "Conversation", name: str) -> str:
     """Switch to an adapter or to the base; without a name, what there is."""
     if name:
-        conversation.switch_adapter(None if name == NONE else name)
+        conversation.switch_adapter(None if name in BASE_NAMES else name)
     active = f"{conversation.adapter} answers" if conversation.adapter else "The base answers, without an adapter"
     return f"{active}. Adapters: {', '.join(conversation.adapters) or 'none'}."
 
 
 def _compare(conversation: "Conversation", text: str) -> None:
+    if not text:
+        raise UsageError("/compare needs a message: /compare TEXT.")
     answers = conversation.compare(text)
     width = max(len(name or BASE) for name in answers)
     for name, answer in answers.items():
@@ -167,7 +169,7 @@ def _named(given: list[str]) -> dict[str, Path]:
         whole = Path(text)
         if not equals or whole.exists():
             name, path = name_of(whole), text
-        if name in {*named, NONE, BASE} or not name or not path:
+        if name in {*named, *BASE_NAMES} or not name or not path:
             raise UsageError(f"--adapter {text}: {name!r} is taken or no name. Give another one, as in NAME=PATH.")
         named[name] = Path(path)
     return named

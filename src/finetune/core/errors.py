@@ -43,6 +43,10 @@ class TrainingError(FinetuneError):
     """Training cannot go on: loss is not finite, memory or disk ran out."""
 
 
+class OutOfMemory(TrainingError):  # noqa: N818 - as Python's own MemoryError, it says it all
+    """There was no memory for an array."""
+
+
 class StoppedBySignal(FinetuneError):  # noqa: N818 - it names an event, not a mistake
     """A run was stopped by a signal, after a checkpoint. Exit code 128 + signal number (130, 143)."""
 

@@ -40,28 +40,52 @@ class _Group(NamedTuple):
     used: int
 
 
+class _Version(NamedTuple):
+    """What the files of a group are called, and the lines of its memory.stat."""
+
+    limits: tuple[str, ...]
+    used: str
+    files: tuple[str, ...]  # in memory, and on a disk too
+    needed: tuple[str, ...]  # of those, mapped by a program or not written yet
+
+
+# Above memory.high a group is not ended, but held up so much that a run would hardly go on.
+_V2 = _Version(
+    ("memory.max", "memory.high"),
+    "memory.current",
+    ("active_file", "inactive_file", "slab_reclaimable"),
+    ("file_mapped", "file_dirty", "file_writeback"),
+)
+_V1 = _Version(
+    ("memory.limit_in_bytes",),
+    "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"),
+    ("total_mapped_file", "total_dirty", "total_writeback"),
+)
+
+
 def _memory_groups() -> Iterator[_Group]:
     """The groups that bound this process's memory: its own and those around it, of cgroup v2 or v1."""
     for line in (_read(_OWN_GROUPS) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        names = ("memory.max", "memory.current")
-        root = _CGROUP
-        if controllers:
-            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes"), _CGROUP / "memory"
+        root = _CGROUP / controllers
+        version = _V1 if controllers else _V2
         place = root / path.lstrip("/")
         for folder in (place, *(parent for parent in place.parents if parent.is_relative_to(root))):
-            limit, used = (_read(folder / name) or "" for name in names)
-            if limit.isdigit() and used.isdigit():
-                yield _Group(int(limit), int(used) - _cached_files(folder))
+            limits = [int(text) for name in version.limits if (text := _read(folder / name) or "").isdigit()]
+            used = _read(folder / version.used) or ""
+            if limits and used.isdigit():
+                yield _Group(min(limits), int(used) - _reclaimable(folder, version))
 
 
-def _cached_files(folder: Path) -> int:
-    """Bytes of files in memory that a group gives up before it runs out."""
+def _reclaimable(folder: Path, version: _Version) -> int:
+    """Bytes of files that a group gives up before it runs out: those that no program has mapped and the disk has."""
     lines = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
     found = {parts[0]: int(parts[1]) for parts in lines if len(parts) == 2 and parts[1].isdigit()}
-    return found.get("total_inactive_file", found.get("inactive_file", 0))
+    files, needed = (sum(found.get(name, 0) for name in names) for names in (version.files, version.needed))
+    return max(0, files - needed)
 
 
 def memory_limit() -> int | None:
@@ -91,11 +115,23 @@ def free_addresses() -> int | None:
     return None if most == resource.RLIM_INFINITY else max(0, most - int(psutil.Process().memory_info().vms))
 
 
-def free_memory() -> int:
-    """Bytes that this process could still take, without those that it holds already."""
+def own_memory() -> int:
+    """Bytes that this process shares with no other: what a second one like it would take besides."""
+    import psutil
+
+    held = psutil.Process().memory_info()
+    return int(held.rss - held.shared if sys.platform.startswith("linux") else held.rss)
+
+
+def unused_memory() -> int:
+    """Bytes of memory that are left to all processes of this container together."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    free = min([free, *(group.limit - group.used for group in _memory_groups())])
-    addresses = free_addresses()
-    return max(0, free if addresses is None else min(free, addresses))
+    return max(0, min([free, *(group.limit - group.used for group in _memory_groups())]))
+
+
+def free_memory() -> int:
+    """Bytes that this process could still take, without those that it holds already."""
+    unused, addresses = unused_memory(), free_addresses()
+    return unused if addresses is None else min(unused, addresses)

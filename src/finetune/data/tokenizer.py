@@ -17,6 +17,7 @@ import numpy as np
 from finetune.core.errors import ModelError
 from finetune.core.files import read_json
 from finetune.core.types import IntArray
+from finetune.data.sentencepiece_bpe import open_sentencepiece_bpe
 from finetune.data.word_memory import WordMemory
 
 _LARGEST_ID = 100_000_000
@@ -192,6 +193,11 @@ def _byte_level_bpe(path: Path) -> Any:
 def _converted(path: Path) -> Any:
     if not any((path / name).is_file() for name in ("merges.txt", "tokenizer.model", "spiece.model", "vocab.txt")):
         raise FileNotFoundError("there is no tokenizer file")
+    if (path / "tokenizer.model").is_file():
+        config, added = _json(path / "tokenizer_config.json"), _json(path / "added_tokens.json")
+        backend = open_sentencepiece_bpe(path / "tokenizer.model", config, added)
+        if backend is not None:
+            return backend
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

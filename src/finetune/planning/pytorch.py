@@ -112,4 +112,4 @@ def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
 
 def libraries(run: PlannedRun) -> int:
     """The process without arrays."""
-    return run.resident + MODEL_CLASSES if run.resident else LIBRARIES
+    return max(LIBRARIES, run.resident + MODEL_CLASSES)

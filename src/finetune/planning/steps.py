@@ -1,11 +1,15 @@
 """Which step of a run needs most memory: found by the lengths of its rows, measured in its batches."""
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from finetune.core.types import Batch, IntArray
 
 _MOST_STEPS = 20_000  # looked at; a longer run has looked alike by then
+_HEAVY = 16  # steps whose batches are made and measured
 
 
 class BatchSize(NamedTuple):
@@ -29,18 +33,16 @@ class Steps(Protocol):
         ...
 
 
-def heaviest_step(steps: Steps, lengths: IntArray, *, count: int, max_rows: int, max_tokens: int | None) -> int:
-    """The index, among the first `count`, of the step that can have the largest micro-batch.
+def heavy_steps(steps: Steps, lengths: IntArray, *, count: int, max_rows: int) -> Sequence[int]:
+    """The few, among the first `count`, whose `max_rows` longest rows have most tokens, in their order.
 
-    `lengths` are those of the rows. A micro-batch has at most `max_rows` of a step's rows and `max_tokens` tokens.
+    `lengths` are those of all rows.
     """
 
-    def largest(index: int) -> int:
-        taken = sorted(lengths[steps.row_numbers(index)])
-        tokens = int(sum(taken[-max_rows:]))
-        return tokens if max_tokens is None else min(tokens, max(max_tokens, int(taken[-1])))
+    def heaviness(index: int) -> int:
+        return int(np.sort(lengths[steps.row_numbers(index)])[-max_rows:].sum())
 
-    return max(range(min(count, _MOST_STEPS)), key=largest)
+    return sorted(heapq.nlargest(_HEAVY, range(min(count, _MOST_STEPS)), key=heaviness))
 
 
 def largest_batch(batches: Sequence[Batch]) -> BatchSize:

@@ -147,5 +147,7 @@ def _sentence(place: str, problem: Mapping[str, Any]) -> str:
         return f"Missing required parameter: {place!r}." if place else "The body is empty. Send a JSON object."
     if not _UNSUPPORTED.isdisjoint(place.split(".")):
         return f"Unsupported parameter: {place!r}. This server does not have it; leave it out."
+    if not place and problem["type"] == "model_attributes_type":  # a list, a number, or bytes of another content type
+        return "The body is no JSON object. Send one, with the header Content-Type: application/json."
     text = str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
     return f"Invalid value for {place!r}: {text}." if place else f"Invalid body: {text}."

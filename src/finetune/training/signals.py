@@ -50,3 +50,23 @@ def stop_on_signals(request: StopRequest) -> Iterator[StopRequest]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def end_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise StoppedBySignal where the program stands, as Ctrl-C raises KeyboardInterrupt.
+
+    For what comes before the first step: there is nothing to save, but processes to end and files to delete.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        raise StoppedBySignal("Stopped by SIGTERM before the first step. Nothing was written.", number)
+
+    former = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

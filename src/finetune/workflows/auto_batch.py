@@ -1,20 +1,23 @@
 """`training.batch_size: auto`: choose how steps are cut, confirm it with a step in another process, say so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 from finetune.config.schema import TrainingConfig
 from finetune.core.errors import TrainingError
-from finetune.core.machine import free_addresses
+from finetune.core.machine import free_addresses, own_memory, unused_memory
 from finetune.core.types import Batch, IntArray
 from finetune.planning.cuts import Cut, cuts_of
-from finetune.planning.probe import ProbedRun, Taken, probe
-from finetune.planning.steps import heaviest_step
-from finetune.workflows.memory import memory_plan, needed_memory
+from finetune.planning.probe import NotTaken, ProbedRun, Taken, probe
+from finetune.workflows.memory import heavy_steps_of, memory_plan, needed_memory
 from finetune.workflows.preparation import Preparation, batch_plan
 
 _PLANNED = 0.95  # of free memory that a prediction may take before it is tried
 _PROVEN = 0.93  # of free memory that a tried step may take: evaluation, checkpoints and data need some besides
+_INFERRED = 0.9  # of free memory that a step may take by what a smaller one took, where there is no room to try it
+_UNTRIED = 0.8  # the same where none could be tried: predictions are up to 15 % off
+_LEFT = 0.03  # of free memory that a tried step leaves to everybody else
 _WORTH_ANOTHER = 0.97  # of the cost of a proven cut, what a faster one may cost to be worth a try
 
 OnNotice = Callable[[str], None]
@@ -27,9 +30,10 @@ def settle_batch(prepared: Preparation, *, tries: bool, say: OnNotice) -> Prepar
     """
     if prepared.config.training.batch_size != "auto":
         return prepared
+    heavy = heavy_steps_of(prepared, max_rows=prepared.config.training.rows_per_step)
+    search = _Search(prepared, _Room.of(prepared), heavy)
     if tries:
         say("training.batch_size=auto: a step is tried in another process.")
-    search = _Search(prepared, prepared.engine.free_memory(prepared.config.model), free_addresses())
     chosen, why = search.proven() if tries else search.planned()
     settled = _with(prepared, chosen.applied(prepared.config.training))
     say(_sentence(settled.config.training, why))
@@ -42,97 +46,144 @@ def _with(prepared: Preparation, training: TrainingConfig) -> Preparation:
     return replace(prepared, config=config, batches=batches)
 
 
-@dataclass(frozen=True, slots=True)
+class _Room(NamedTuple):
+    """Bytes that a step may take, and that one may take that is tried."""
+
+    free: int  # for arrays
+    addresses: int | None  # of address space
+    beside: int | None  # that a process which tries a step takes besides; None: where arrays are elsewhere
+
+    @classmethod
+    def of(cls, prepared: Preparation) -> Self:
+        """At this moment. Another process is about as large as this one."""
+        free = prepared.engine.free_memory(prepared.config.model)
+        return cls(free, free_addresses(), own_memory() if prepared.on_cpu else None)
+
+    @property
+    def to_try(self) -> int:
+        """Addresses are each process's own; memory is for both."""
+        return self.free if self.beside is None else min(self.free, unused_memory() - self.beside)
+
+
+class _Proven(NamedTuple):
+    cut: Cut
+    took: int  # bytes
+
+
+@dataclass(slots=True)
 class _Search:
     prepared: Preparation
-    free: int  # bytes for arrays
-    addresses: int | None  # bytes of address space
+    room: _Room
+    heavy: Sequence[int]  # the steps that may need most
+    off: int = 0  # bytes that steps take more than predicted, by the last one that was measured
+    ended: str = ""  # how the last process ended that took no step
+    fault: bool = False  # whether that was for something else than memory
 
     def planned(self) -> tuple[Cut, str]:
         """The fastest cut whose prediction fits, else the smallest."""
         cuts = self._cuts()
-        cut = self._fitting(cuts, 0) or min(cuts, key=lambda cut: cut.needed)
-        return cut, f"predicted to take {_gb(cut.needed)} of {_gb(self.free)} that are free"
+        cut = self._expected(cuts, _PLANNED * self.room.free) or min(cuts, key=_needed)
+        return cut, f"predicted to take {_gb(cut.needed)} of {_gb(self.room.free)} that are free"
 
     def proven(self) -> tuple[Cut, str]:
         """The fastest cut that a step in another process has shown to fit.
 
-        Each step that was measured says how far predictions are off, for the next choice.
+        Each step that was measured says how far predictions are off, for the next choice. The process that tries takes
+        memory besides: a cut for which both is too much is chosen by what the largest one took that could be tried.
         """
-        left, off = self._cuts(), 0
-        best: tuple[Cut, int] | None = None
-        while cut := self._fitting(left, off) or (None if best or not left else min(left, key=_needed)):
+        left = self._cuts()
+        best: _Proven | None = None
+        while cut := self._next(left, best):
             left.remove(cut)
-            taken = self._taken(cut)
-            if taken is not None and cut.needed:
-                off = self._amount(taken) - cut.needed
-            if taken is None or not self._fits(taken):
+            took = self._took(cut)
+            if self.fault:
+                cut, why = self.planned()
+                return cut, f"{why}, not tried, because the process that should failed ({self.ended})"
+            if took is None:
                 left = _clearly_smaller(left, cut)
-                continue
-            best = (cut, self._amount(taken))
-            left = [other for other in left if other.cost < _WORTH_ANOTHER * cut.cost]
-        if best is None:
-            raise TrainingError(
-                f"training.batch_size=auto: even one row at a time, with activations recomputed, takes more than the "
-                f"{_gb(self.free)} that are free. Lower data.max_length, set model.quantization: 4bit, or choose a "
-                "smaller model."
+            else:
+                best = _Proven(cut, took)
+                left = [other for other in left if other.cost < _WORTH_ANOTHER * cut.cost]
+        if larger := self._inferred(left, best):
+            reason = "by what a smaller one took" if best else "by prediction"
+            return (
+                larger,
+                f"a step takes {_gb(larger.needed + self.off)} of {_gb(self.room.free)} that are free, {reason}",
             )
-        return best[0], f"a step took {_gb(best[1])} of {_gb(self.free)} that are free"
+        if best is None:
+            raise TrainingError(self._nothing_fits())
+        return best.cut, f"a step took {_gb(best.took)} of {_gb(self.room.free)} that are free"
+
+    def _next(self, left: list[Cut], best: _Proven | None) -> Cut | None:
+        """What to try: the fastest that should fit beside this process, else the smallest that may be all there is."""
+        fitting = self._expected(left, _PLANNED * self.room.to_try)
+        if fitting or best or not left or self._inferred(left, best):
+            return fitting
+        return min(left, key=_needed)
+
+    def _inferred(self, left: list[Cut], best: _Proven | None) -> Cut | None:
+        """The fastest cut that fits without being tried. That a small step took less than predicted does not count."""
+        most = (_INFERRED if best else _UNTRIED) * self.room.free
+        return next((cut for cut in left if 0 < cut.needed <= most - max(0, self.off)), None)
+
+    def _expected(self, cuts: list[Cut], room: float) -> Cut | None:
+        return next((cut for cut in cuts if cut.needed + self.off <= room), None)
+
+    def _nothing_fits(self) -> str:
+        return (
+            "training.batch_size=auto: even one row at a time, with activations recomputed, takes more than the "
+            f"{_gb(self.room.free)} that are free{f' ({self.ended})' if self.ended else ''}. "
+            "Lower data.max_length, set model.quantization: 4bit, or choose a smaller model."
+        )
 
     def _cuts(self) -> list[Cut]:
-        prepared, training = self.prepared, self.prepared.config.training
-        lengths = self._lengths()
-        index = self._heaviest()
-        tokens = int(lengths[prepared.batches.row_numbers(index)].sum())
+        prepared, lengths = self.prepared, self._lengths()
+        tokens = max(int(lengths[prepared.batches.row_numbers(index)].sum()) for index in self.heavy)
         longest = max(int(lengths.max()), prepared.config.data.max_length or 0)
-        return cuts_of(training, tokens=tokens, shortest_limit=longest, needed=self._needed)
+        return cuts_of(prepared.config.training, tokens=tokens, shortest_limit=longest, needed=self._needed)
 
     def _needed(self, training: TrainingConfig) -> int:
         prepared = _with(self.prepared, training)
-        plan = memory_plan(prepared)
+        plan = memory_plan(prepared, self.heavy)
         return 0 if plan is None else needed_memory(plan, prepared)
 
-    def _fitting(self, cuts: list[Cut], off: int) -> Cut | None:
-        return next((cut for cut in cuts if cut.needed + off <= _PLANNED * self.free), None)
-
-    def _taken(self, cut: Cut) -> Taken | None:
-        """What a step takes; None where the process that tries it does not survive."""
+    def _took(self, cut: Cut) -> int | None:
+        """Bytes of the kind that `room.free` counts; None where that is too much."""
         prepared = _with(self.prepared, cut.applied(self.prepared.config.training))
-        config, plan = prepared.config, memory_plan(prepared)
+        config, plan = prepared.config, memory_plan(prepared, self.heavy)
         spares = plan is None or plan.returns_memory
         run = ProbedRun(prepared.source.path, config.model, config.training, config.lora, spares)
-        return probe(run, self._heavy_batches(prepared))
+        taken = probe(run, self._heavy_batches(prepared), leave=int(_LEFT * self.room.free))
+        if isinstance(taken, NotTaken):
+            self.ended, self.fault = taken.why, not taken.for_memory
+            return None
+        took, fits = self._amount(taken), self._fits(taken)
+        if cut.needed:
+            self.off = took - cut.needed
+        if self.room.beside is not None:
+            self.room = self.room._replace(beside=taken.beside)
+        return took if fits else None
 
     def _amount(self, taken: Taken) -> int:
-        """Bytes of the kind that `free` counts."""
-        if not self.prepared.on_cpu:
+        if self.room.beside is None:
             return taken.arrays
-        return max(taken.resident, 0 if self.addresses is None else taken.addresses)
+        return max(taken.resident, 0 if self.room.addresses is None else taken.addresses)
 
     def _fits(self, taken: Taken) -> bool:
-        if not self.prepared.on_cpu:
-            return taken.arrays <= _PROVEN * self.free
-        in_addresses = self.addresses is None or taken.addresses <= _PROVEN * self.addresses
-        return in_addresses and taken.resident <= _PROVEN * self.free
+        if self.room.beside is None:
+            return taken.arrays <= _PROVEN * self.room.free
+        in_addresses = self.room.addresses is None or taken.addresses <= _PROVEN * self.room.addresses
+        return in_addresses and taken.resident <= _PROVEN * self.room.free
 
     def _heavy_batches(self, prepared: Preparation) -> list[Batch]:
         """The largest micro-batch of the run, and one with its longest row."""
         lengths = self._lengths()
-        largest = max(prepared.batches.step(self._heaviest()), key=lambda batch: batch.tokens)
+        batches = [batch for index in self.heavy for batch in prepared.batches.step(index)]
+        largest = max(batches, key=lambda batch: batch.tokens)
         steps = range(prepared.batches.steps_per_epoch)
         row = int(lengths.argmax())
         step = next(step for step in steps if row in prepared.batches.row_numbers(step))
         return [largest, max(prepared.batches.step(step), key=lambda batch: int(batch.positions.max()))]
-
-    def _heaviest(self) -> int:
-        prepared, training = self.prepared, self.prepared.config.training
-        return heaviest_step(
-            prepared.batches,
-            self._lengths(),
-            count=prepared.plan.total_steps,
-            max_rows=training.rows_per_step,
-            max_tokens=None,
-        )
 
     def _lengths(self) -> IntArray:
         return self.prepared.data.train_lengths - 1

@@ -81,6 +81,8 @@ def export(
             _write(job, temporary, on_notice)
         else:
             _pack(job, job.bits, temporary)
+        if job.is_whole and job.base is not None:
+            _write_tokenizer(job.base, temporary)
         comparison = None if job.base is None else _compared(job, job.base, temporary, on_notice)
         facts = card_facts(
             job.subject, format=format, title=output.resolve().name, base=job.base_name, comparison=comparison
@@ -180,6 +182,12 @@ def _write_template(job: Job, destination: Path) -> None:
             (destination / CHAT_TEMPLATE).write_text(template.source, encoding="utf-8")
     elif beside.is_file():
         shutil.copyfile(beside, destination / CHAT_TEMPLATE)
+
+
+def _write_tokenizer(base: Base, destination: Path) -> None:
+    """The tokenizer that was trained with, where the base has tokenizer.model alone, which others convert otherwise."""
+    if (destination / "tokenizer.model").is_file() and not (destination / "tokenizer.json").exists():
+        (destination / "tokenizer.json").write_text(base.tokenizer.to_json(), encoding="utf-8")
 
 
 def _compared(job: Job, base: Base, exported: Path, on_notice: OnNotice) -> Comparison:

@@ -1,13 +1,13 @@
 """What memory a prepared run needs at its peak, beside what this machine has left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.core.machine import resident_memory
-from finetune.models.architecture import read_architecture
+from finetune.models.architecture import Architecture, read_architecture
 from finetune.planning.memory import MemoryPlan, plan_memory
 from finetune.planning.runs import Surroundings, planned_run
-from finetune.planning.steps import BatchSize, heaviest_step, largest_batch
+from finetune.planning.steps import BatchSize, heavy_steps, largest_batch
 from finetune.workflows.preparation import Preparation
 
 PARTS: Mapping[str, str] = {
@@ -26,16 +26,22 @@ CURE = (
 )
 
 
-def memory_plan(prepared: Preparation) -> MemoryPlan | None:
+def memory_plan(prepared: Preparation, heavy: Sequence[int] | None = None) -> MemoryPlan | None:
     """The prediction; None for an architecture whose sizes config.json does not give in a known way.
 
     Where it would come close to what is free, it is that of a run that spares memory (`Engine.spare_memory`).
-    Raises ConfigError for LoRA targets that match nothing.
+    `heavy` are the run's `heavy_steps`, where they are known. Raises ConfigError for LoRA targets that match nothing.
     """
-    plan = _plan(prepared, spares=False)
-    if plan is None or needed_memory(plan, prepared) <= _EASY * prepared.engine.free_memory(prepared.config.model):
+    architecture = read_architecture(prepared.source.config)
+    if architecture is None:
+        return None
+    if heavy is None:
+        heavy = heavy_steps_of(prepared, max_rows=prepared.config.training.most_rows)
+    batch = largest_batch([batch for index in heavy for batch in prepared.batches.step(index)])
+    plan = _plan(prepared, architecture, batch, spares=False)
+    if needed_memory(plan, prepared) <= _EASY * prepared.engine.free_memory(prepared.config.model):
         return plan
-    return _plan(prepared, spares=True)
+    return _plan(prepared, architecture, batch, spares=True)
 
 
 def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
@@ -43,14 +49,11 @@ def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
     return plan.growth if prepared.on_cpu else plan.arrays
 
 
-def _plan(prepared: Preparation, *, spares: bool) -> MemoryPlan | None:
-    architecture = read_architecture(prepared.source.config)
-    if architecture is None:
-        return None
+def _plan(prepared: Preparation, architecture: Architecture, batch: BatchSize, *, spares: bool) -> MemoryPlan:
     config = prepared.config
     run = planned_run(
         architecture,
-        largest_of(prepared),
+        batch,
         Surroundings(prepared.dtype, prepared.on_cpu, spares=spares, resident=resident_memory()),
         model=config.model,
         training=config.training,
@@ -61,17 +64,10 @@ def _plan(prepared: Preparation, *, spares: bool) -> MemoryPlan | None:
     return plan_memory(architecture, run)
 
 
-def largest_of(prepared: Preparation) -> BatchSize:
-    """The micro-batch of the run that needs most."""
-    training = prepared.config.training
-    index = heaviest_step(
-        prepared.batches,
-        prepared.data.train_lengths - 1,
-        count=prepared.plan.total_steps,
-        max_rows=training.most_rows,
-        max_tokens=training.max_batch_tokens,
-    )
-    return largest_batch(prepared.batches.step(index))
+def heavy_steps_of(prepared: Preparation, *, max_rows: int) -> Sequence[int]:
+    """The steps of the run that may need most, by their `max_rows` longest rows."""
+    lengths = prepared.data.train_lengths - 1
+    return heavy_steps(prepared.batches, lengths, count=prepared.plan.total_steps, max_rows=max_rows)
 
 
 def memory_sentence(plan: MemoryPlan | None, prepared: Preparation) -> str:

@@ -27,7 +27,7 @@ from finetune.tracking.sinks import Broadcast
 from finetune.tracking.text_log import TextLog
 from finetune.training.checkpoints import Checkpoints
 from finetune.training.run_directory import check_new, create, held, locate
-from finetune.training.signals import StopRequest, stop_on_signals
+from finetune.training.signals import StopRequest, end_on_sigterm, stop_on_signals
 from finetune.training.trainer import Outcome, Trainer
 from finetune.workflows.auto_batch import settle_batch
 from finetune.workflows.memory import memory_plan, memory_sentence, memory_warning
@@ -76,7 +76,8 @@ def train(
     loaded = bring(loaded, _said_by(listeners))
     said: list[Event] = []
     listen = Broadcast([said.append, *listeners])
-    prepared = settle_batch(prepare(loaded), tries=True, say=_said_by([listen]))
+    with end_on_sigterm():
+        prepared = settle_batch(prepare(loaded), tries=True, say=_said_by([listen]))
     memory = _announce_memory(prepared, listen)
     with _open_session(prepared, memory) as session:
         paths = create(directory, lambda new: _write_inputs(new, prepared))

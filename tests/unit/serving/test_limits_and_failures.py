@@ -178,6 +178,7 @@ def test_web_pages_of_others_get_nothing() -> None:
             "/v1/chat/completions", content=json.dumps(chat_body()), headers={"Content-Type": "text/plain"}
         )
         assert plain.status_code == 400
+        assert "Content-Type: application/json" in plain.json()["error"]["message"]
     with served(allowed_origins=("https://mine.example",)) as server:
         response = server.get("/v1/models", headers={"Origin": "https://mine.example"})
         assert response.headers["access-control-allow-origin"] == "https://mine.example"

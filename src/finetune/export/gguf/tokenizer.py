@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import ModelError
+from finetune.data.sentencepiece import read_scores
 from finetune.data.tokenizer import TextTokenizer
 from finetune.export.gguf.pretokenizers import name_of_splitting
-from finetune.export.gguf.sentencepiece import read_scores
 
 _SPACE = "\u2581"
 _ADDED_SCORE = -1000.0
