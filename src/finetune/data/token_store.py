@@ -90,7 +90,8 @@ class TokenStore:
         read = self._table[first : last + 1]
         if len(read) == len(places) and np.array_equal(places, np.arange(first, last + 1)):
             return read
-        return read[places - first]
+        found: Table = read[places - first]
+        return found
 
     def tokens(self, records: Table, file: str) -> Iterator[tuple[IntArray, BoolArray]]:
         """Ids and masks of rows, uncut. What lies between them is read too: they are near each other.
