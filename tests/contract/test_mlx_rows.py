@@ -73,16 +73,43 @@ def shapes_of(model: RecordingModel, *requests: GenerationRequest) -> list[tuple
     return model.shapes
 
 
-def test_short_prompts_are_read_in_one_pass_and_all_rows_decode_in_one(llama: Path) -> None:
+def test_short_prompts_are_read_in_one_pass_which_gives_their_first_tokens(llama: Path) -> None:
     requests = [GenerationRequest(prompt(length, seed=length), 3) for length in (20, 21, 19)]
-    assert shapes_of(RecordingModel(llama), *requests) == [(3, 20), (3, 1), (3, 1), (3, 1)]
+    assert shapes_of(RecordingModel(llama), *requests) == [(3, 21), (3, 1), (3, 1)]
 
 
 def test_prompts_of_very_different_lengths_are_read_apart(llama: Path) -> None:
-    requests = [GenerationRequest(prompt(length, seed=length), 1) for length in (5, 61)]
-    assert shapes_of(RecordingModel(llama), *requests) == [(1, 4), (1, 60), (2, 1)]
+    requests = [GenerationRequest(prompt(length, seed=length), 2) for length in (5, 61)]
+    assert shapes_of(RecordingModel(llama), *requests) == [(1, 5), (1, 61), (2, 1)]
 
 
 def test_a_long_prompt_is_read_a_part_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
-    assert shapes_of(RecordingModel(llama), GenerationRequest(prompt(43), 1)) == [(1, 16), (1, 16), (1, 10), (1, 1)]
+    assert shapes_of(RecordingModel(llama), GenerationRequest(prompt(43), 1)) == [(1, 16), (1, 16), (1, 11)]
+
+
+def test_the_first_token_of_a_new_row_comes_before_the_next_ones_of_the_others(llama: Path) -> None:
+    model = RecordingModel(llama)
+    generator = make_generator(model)
+    others = [generator.add(GenerationRequest(prompt(9, seed=seed), 9)) for seed in (1, 2)]
+    while generator.step():
+        if len(model.shapes) > 3:
+            break
+    model.shapes.clear()
+    new = generator.add(GenerationRequest(prompt(11, seed=3), 9))
+    assert [event.request for event in generator.step()] == [new]
+    assert model.shapes == [(1, 11)]
+    assert {event.request for event in generator.step()} == {*others, new}
+
+
+def test_prompts_that_keep_coming_do_not_stop_those_that_decode(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
+    generator = make_generator(ResidentAdapters(load_base(llama, BASE), {}))
+    decoding = generator.add(GenerationRequest(prompt(3), 20))
+    generator.step()
+    waits = 0
+    for seed in range(8):
+        generator.add(GenerationRequest(prompt(11, seed=seed), 1))
+        tokens = [event.request for event in generator.step()]
+        waits = 0 if decoding in tokens else waits + 1
+        assert waits <= 2  # prompts of 11 tokens, of which 16 may hold the others up

@@ -20,10 +20,9 @@ Sampler: TypeAlias = Callable[..., tuple[int, float]]
 def by_mlx(
     logits: Sequence[float], sampling: Sampling, *, number: int = 0, seen: Sequence[bool] | None = None
 ) -> tuple[int, float]:
-    sampler = mlx_sampling.RowSampler(len(logits))
     prompt = (0,) if seen is None else tuple(np.flatnonzero(seen).tolist())
-    sampler.join(GenerationRequest(prompt, 1, sampling))
-    [choice] = sampler.choose(mx.array(np.array([logits])), [number], {}).result()
+    sampler = mlx_sampling.RowSampler(len(logits), [GenerationRequest(prompt, 1, sampling)])
+    [choice] = sampler.choose(mx.array(np.array([logits])), [number], {}, [0]).result()
     return choice.token, choice.logprob
 
 

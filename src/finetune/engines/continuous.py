@@ -3,8 +3,9 @@
 What is under way when, what an event says and which prefixes are kept is decided here, once. An engine brings the
 arrays (`RowBatch`): caches of keys and values, one row for each request, and one forward pass over all rows.
 
-A prompt is read up to its last token, a part in each step. Then its row joins the batch, whose next forward pass
-reads the newest token of every row, so that all tokens of all requests are chosen in one place.
+A prompt is read up to its last token, a part at a time. Then its row joins the batch, which may read what is left of
+the prompts of new rows in passes of their own: their first tokens then come before the next tokens of the others.
+How much may be read between two tokens of a row is bounded.
 """
 
 from collections import deque
@@ -40,8 +41,13 @@ class Choice(NamedTuple):
 class Choices(Protocol):
     """Tokens that the device is choosing."""
 
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows of the batch, in its order of the moment, that get one."""
+        ...
+
     def result(self) -> Sequence[Choice]:
-        """One for each row, in their order. Waits for the device."""
+        """One for each of `rows`. Waits for the device."""
         ...
 
 
@@ -67,11 +73,14 @@ class RowBatch(Protocol[Cache]):
         ...
 
     def read(self, cache: Cache, tokens: Sequence[int]) -> None:
-        """Let a row that has not joined read a part of its prompt."""
+        """Let a row that has not joined read a part of its prompt, now or in a later pass."""
         ...
 
     def join(self, cache: Cache, request: GenerationRequest) -> None:
-        """Add a row behind the others, which has read all of the prompt but its last token. `cache` stays as it is."""
+        """Add a row behind the others, which has been given all of the prompt but its last token to read.
+
+        What `cache` stands for stays as it is.
+        """
         ...
 
     def leave(self, index: int) -> None:
@@ -79,7 +88,7 @@ class RowBatch(Protocol[Cache]):
         ...
 
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choices:
-        """Every row reads its newest token and chooses its next.
+        """Start choosing the next tokens of all rows, or first those of rows that have just joined.
 
         `numbers` counts each row's tokens from 0; `allowed` [V] is given for the rows with a constraint.
         """
@@ -119,6 +128,11 @@ class _Pending(NamedTuple, Generic[Cache]):
     rows: list[_Row[Cache]]
     choices: Choices
 
+    @property
+    def first(self) -> bool:
+        """Whether nobody has got a token before these."""
+        return not any(row.tokens for row in self.rows)
+
 
 class ContinuousGenerator(Generic[Cache]):
     """Implements `Generator` over an engine's rows. `prefixes` may be shared by generators over the same weights."""
@@ -132,6 +146,7 @@ class ContinuousGenerator(Generic[Cache]):
         self._reading: list[_Row[Cache]] = []
         self._decoding: list[_Row[Cache]] = []  # in the order of the batch's rows
         self._pending: _Pending[Cache] | None = None
+        self._unspent = decoding.PREFILL_TOKENS  # of prompts, to be read before rows that decode get their next tokens
 
     @property
     def busy(self) -> bool:
@@ -149,14 +164,20 @@ class ContinuousGenerator(Generic[Cache]):
                 self._end(row)
 
     def step(self) -> Sequence[TokenEvent]:
+        try:
+            return self._step()
+        except BaseException:
+            self._prefixes.clear()  # some of them may be half computed
+            raise
+
+    def _step(self) -> list[TokenEvent]:
         self._admit()
         self._read_prompts()
-        pending = self._pending or self._launch()
+        pending, self._pending = self._pending or self._launch(), None
         if pending is None:
             return []
-        if not self._batch.works_ahead:
-            self._pending = None
-            return self._hand_out(pending)
+        if not self._batch.works_ahead or pending.first:
+            return self._hand_out(pending)  # at once: a first token waits for nothing else
         if any(row.request.constraint for row in self._decoding):  # what may follow depends on the pending tokens
             events = self._hand_out(pending)
             self._pending = self._launch()
@@ -173,10 +194,10 @@ class ContinuousGenerator(Generic[Cache]):
             self._reading.append(row)
 
     def _read_prompts(self) -> None:
-        budget, first = decoding.PREFILL_TOKENS, True
-        while self._reading and budget > 0:
-            index, tokens = next_share([row.unread for row in self._reading], budget, first=first)
-            budget, first = budget - self._read(self._reading[index], tokens), False
+        first = True
+        while self._reading and self._unspent > 0:
+            index, tokens = next_share([row.unread for row in self._reading], self._unspent, first=first)
+            self._unspent, first = self._unspent - self._read(self._reading[index], tokens), False
 
     def _read(self, row: _Row[Cache], tokens: int) -> int:
         """Read up to so many tokens of a prompt, and join the batch after the last; how many were read."""
@@ -205,13 +226,17 @@ class ContinuousGenerator(Generic[Cache]):
         for row in [row for row in reversed(self._decoding) if row.scheduled == row.request.max_tokens]:
             self._leave(row)  # the last one first: nobody has to take its place
         if not self._decoding:
+            self._unspent = decoding.PREFILL_TOKENS
             return None
-        rows = list(self._decoding)
+        rows = self._decoding
         allowed = {i: row.request.constraint.allowed() for i, row in enumerate(rows) if row.request.constraint}
         choices = self._batch.decode([row.scheduled for row in rows], allowed)
-        for row in rows:
+        pending = _Pending([rows[index] for index in choices.rows], choices)
+        if len(pending.rows) == len(rows):
+            self._unspent = decoding.PREFILL_TOKENS
+        for row in pending.rows:
             row.scheduled += 1
-        return _Pending(rows, choices)
+        return pending
 
     def _hand_out(self, pending: _Pending[Cache]) -> list[TokenEvent]:
         """The events of tokens that were being chosen; rows that ended or were cancelled meanwhile have none."""

@@ -86,6 +86,11 @@ class PrefixCache(Generic[Cache]):
         while self.size > self.budget:
             self._drop(next(iter(self._prefixes)))
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._prefixes.clear()
+        self.size = 0
+
     def forget(self, adapter: Hashable) -> None:
         """Drop what an adapter has read."""
         for number in [number for number, prefix in self._prefixes.items() if prefix.adapter == adapter]:

@@ -25,6 +25,7 @@ class Tape:
 
 @dataclass
 class Chosen:
+    rows: Sequence[int]
     choices: list[Choice]
 
     def result(self) -> list[Choice]:
@@ -71,7 +72,7 @@ class TapeBatch:
                 token = int(np.flatnonzero(allowed[row])[0])
             self.newest[row] = token
             choices.append(Choice(token, 0.0))
-        return Chosen(choices)
+        return Chosen(range(len(choices)), choices)
 
     def copy(self, index: int) -> Tape:
         return Tape(self.tapes[index].adapter, list(self.tapes[index].tokens))

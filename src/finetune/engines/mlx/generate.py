@@ -1,9 +1,11 @@
 """The arrays of continuous decoding: one forward pass for all rows of a batch, whatever their lengths and adapters.
 
-Rows that read their prompts have caches of their own; the batch has one cache for each layer (see `ragged`).
+Rows that read their prompts have caches of their own; the batch has one cache for each layer (see `ragged`). New rows
+read what is left of their prompts before the others go on, short ones side by side, and the logits of a prompt's end
+give the first token: it takes no pass besides.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,22 +52,30 @@ def make_generator(model: AdaptedModel, prefixes: PrefixCache[RowCache] | None =
     return ContinuousGenerator(MLXRows(model), PrefixCache() if prefixes is None else prefixes, limits)
 
 
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One row of the batch. It has a cache of its own until it has a slot of the arrays."""
+
+    request: GenerationRequest
+    adapter: LoadedAdapter
+    cache: RowCache | None
+
+
 class MLXRows:
     """Implements `RowBatch`."""
 
-    works_ahead = True
-
     def __init__(self, model: AdaptedModel) -> None:
         self._model = model
+        self.works_ahead = not compat.on_cpu()  # there, MLX takes a step when the one before is done
         self._windows = compat.cache_windows(model.base.model)
-        self._rows = RowLengths([])
-        self._layers = [LayerCache(self._rows, window, columns=_COLUMNS) for window in self._windows]
-        self._adapters: list[LoadedAdapter] = []
-        self._updates: Mapping[str, Any] = {}
-        self._newest: Any = mx.zeros(0, mx.int32)  # [B], chosen and not yet read
+        self._rows: list[_Row] = []  # in the caller's order
+        self._slots: list[_Row] = []  # in the order of the arrays
+        self._lengths = RowLengths([])
+        self._layers = [LayerCache(self._lengths, window, columns=_COLUMNS) for window in self._windows]
+        self._updates: Mapping[str, Any] | None = {}  # of the slots; None: to be made
+        self._newest: Any = mx.zeros(0, mx.int32)  # [slots], chosen and not yet read
         self._sampler = RowSampler(self.vocabulary)
-        self._reading: list[RowCache] = []  # rows with unread tokens
-        self._joining: list[tuple[RowCache, GenerationRequest]] = []  # that become rows of the batch
+        self._parts: dict[RowCache, None] = {}  # that have been given something to read, in the order of their coming
         self._token_bytes = 0  # of keys and values; 0 until some are there
 
     @property
@@ -79,34 +89,106 @@ class MLXRows:
         rows = RowLengths([length])
         if begun is None:
             return RowCache(adapter, rows, [LayerCache(rows, window) for window in self._windows])
-        if begun.unread:
-            self._read_together([begun])
+        self._read([begun])
         dropped = begun.rows[0] - length
         return RowCache(adapter, rows, [layer.copied(0, rows, dropped=dropped) for layer in begun.layers])
 
     def read(self, cache: RowCache, tokens: Sequence[int]) -> None:
-        if cache.unread:
-            self._catch_up()  # a part at a time is in memory
-        self._reading.append(cache)
+        self._read([cache])  # a part at a time is in memory
+        self._parts[cache] = None
         cache.unread.extend(tokens)
 
     def join(self, cache: RowCache, request: GenerationRequest) -> None:
-        self._joining.append((cache, request))
+        self._rows.append(_Row(request, cache.adapter, cache))
 
-    def _catch_up(self) -> None:
-        """Let all rows read what they were given, short prompts together, and take those in that are to join."""
+    def leave(self, index: int) -> None:
+        row = self._rows[index]
+        self._rows[index] = self._rows[-1]
+        self._rows.pop()
+        if row.cache is None:
+            self._give_up(self._slots.index(row))
+
+    def _give_up(self, slot: int) -> None:
+        for layer in self._layers:
+            layer.leave(slot)
+        order = moved(len(self._slots), slot)
+        self._lengths.leave(slot)
+        self._slots = [self._slots[one] for one in order]
+        self._newest = self._newest[mx.array(order, mx.int32)]
+        self._sampler.leave(slot)
+        self._updates = None
+
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
         with explained_memory():
-            for group in side_by_side([cache for cache in self._reading if cache.unread]):
-                self._read_together(group)
-            self._reading = []
-            for cache, request in self._joining:
-                self._take_in(cache, request)
-            if self._joining:
-                self._updates = self._model.updates(self._adapters)
-            self._joining = []
+            new = {row.cache: row for row in self._rows if row.cache is not None}
+            reading = [cache for cache in new if self._reads_to_the_end(cache)]
+            if reading:
+                return self._begin({cache: new[cache] for cache in next(side_by_side(reading))}, numbers, allowed)
+            self._read(self._parts)
+            self._parts.clear()
+            requests = [row.request for row in new.values()]
+            self._take_in(new, mx.array([request.prompt[-1] for request in requests], mx.int32))
+            self._sampler.extend(RowSampler(self.vocabulary, requests))
+            return self._decode_slots(numbers, allowed)
 
-    def _read_together(self, group: Sequence[RowCache]) -> None:
-        """One pass for rows without a past, or for one row; the shorter ones are padded in front."""
+    def _reads_to_the_end(self, cache: RowCache) -> bool:
+        """Whether a row reads the rest of its prompt with the last token, which what is kept of it must survive."""
+        return bool(cache.unread) and all(window is None or cache.length + 1 < window for window in self._windows)
+
+    def _begin(
+        self, group: Mapping[RowCache, _Row], numbers: Sequence[int], allowed: Mapping[int, BoolArray]
+    ) -> Chosen:
+        """Read to the end of some prompts, and choose the first tokens of their answers."""
+        places = [self._rows.index(row) for row in group.values()]
+        for cache, row in group.items():
+            cache.unread.append(row.request.prompt[-1])
+        logits = self._model.base.split.logits(self._read_together(list(group)))
+        sampler = RowSampler(self.vocabulary, [row.request for row in group.values()])
+        chosen = sampler.choose(logits, [numbers[place] for place in places], of_places(allowed, places), places)
+        mx.async_eval(chosen.arrays(), sampler.state())  # type: ignore[no-untyped-call]
+        self._take_in(group, chosen.tokens)
+        self._sampler.extend(sampler)
+        return chosen
+
+    def _take_in(self, rows: Mapping[RowCache, _Row], newest: Any) -> None:
+        """Give rows slots, with the token [rows] that each reads next."""
+        if not rows:
+            return
+        for cache, row in rows.items():
+            for mine, theirs in zip(self._layers, cache.layers, strict=True):
+                mine.join(theirs)
+            self._lengths.join(cache.rows[0])
+            row.cache = None
+        self._slots += rows.values()
+        self._newest = mx.concatenate([self._newest, newest])
+        self._updates = None
+
+    def _decode_slots(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+        if self._updates is None:
+            self._updates = self._model.updates([row.adapter for row in self._slots])
+        self._model.use(self._updates)
+        split = self._model.base.split
+        hidden = split.body(self._newest[:, None], cache=self._layers)
+        self._lengths.advance(1)
+        places = [self._rows.index(row) for row in self._slots]
+        logits = split.logits(hidden[:, -1])
+        chosen = self._sampler.choose(logits, [numbers[place] for place in places], of_places(allowed, places), places)
+        self._newest = chosen.tokens
+        mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
+        return chosen
+
+    def _read(self, caches: Iterable[RowCache]) -> None:
+        """Let rows read what they were given, short prompts together."""
+        with explained_memory():
+            for group in side_by_side([cache for cache in caches if cache.unread]):
+                self._read_together(group)
+                mx.async_eval([layer.arrays() for cache in group for layer in cache.layers])  # type: ignore[no-untyped-call]
+
+    def _read_together(self, group: Sequence[RowCache]) -> Any:
+        """One pass for rows without a past, or for one row: hidden states [rows, D] of their last tokens.
+
+        The shorter ones are padded in front.
+        """
         longest = max(len(cache.unread) for cache in group)
         rows, layers = group[0].rows, group[0].layers
         if len(group) > 1:
@@ -114,57 +196,28 @@ class MLXRows:
             layers = [LayerCache(rows, window) for window in self._windows]
         tokens = [[0] * (longest - len(cache.unread)) + cache.unread for cache in group]
         self._model.use(self._model.updates([cache.adapter for cache in group]))
-        self._model.base.split.body(mx.array(tokens, mx.int32), cache=layers)
+        hidden = self._model.base.split.body(mx.array(tokens, mx.int32), cache=layers)
         for row, cache in enumerate(group):
             if len(group) > 1:
                 for mine, theirs in zip(cache.layers, layers, strict=True):
                     mine.take(theirs, row, len(cache.unread))
             cache.rows.advance(len(cache.unread))
             cache.unread.clear()
-            mx.async_eval([layer.arrays() for layer in cache.layers])  # type: ignore[no-untyped-call]
-
-    def _take_in(self, cache: RowCache, request: GenerationRequest) -> None:
-        for mine, theirs in zip(self._layers, cache.layers, strict=True):
-            mine.join(theirs)
-        self._rows.join(cache.rows[0])
-        self._adapters.append(cache.adapter)
-        self._newest = mx.concatenate([self._newest, mx.array([request.prompt[-1]], mx.int32)])
-        self._sampler.join(request)
-
-    def leave(self, index: int) -> None:
-        self._catch_up()
-        for layer in self._layers:
-            layer.leave(index)
-        order = moved(len(self._rows), index)
-        self._rows.leave(index)
-        self._adapters = [self._adapters[row] for row in order]
-        self._newest = self._newest[mx.array(order, mx.int32)]
-        self._sampler.leave(index)
-        if self._adapters:
-            self._updates = self._model.updates(self._adapters)
-
-    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
-        self._catch_up()
-        with explained_memory():
-            self._model.use(self._updates)
-            split = self._model.base.split
-            hidden = split.body(self._newest[:, None], cache=self._layers)
-            self._rows.advance(1)
-            chosen = self._sampler.choose(split.logits(hidden[:, -1]), numbers, allowed)
-            self._newest = chosen.tokens
-            mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
-            return chosen
+        return hidden[:, -1]
 
     def copy(self, index: int) -> RowCache:
-        self._catch_up()
-        rows = RowLengths([self._rows[index]])
-        layers = [layer.copied(index, rows) for layer in self._layers]
+        row = self._rows[index]
+        if row.cache is not None:
+            return row.cache
+        slot = self._slots.index(row)
+        rows = RowLengths([self._lengths[slot]])
+        layers = [layer.copied(slot, rows) for layer in self._layers]
         mx.async_eval([layer.arrays() for layer in layers])  # type: ignore[no-untyped-call]
-        return RowCache(self._adapters[index], rows, layers)
+        return RowCache(row.adapter, rows, layers)
 
     def size(self, cache: RowCache) -> CacheSize:
-        if cache.unread and not self._token_bytes:
-            self._catch_up()
+        if not self._token_bytes:
+            self._read([cache])
         if cache.unread:
             size = cache.length * self._token_bytes
         else:
@@ -172,6 +225,11 @@ class MLXRows:
             self._token_bytes = size // max(1, cache.length)
         whole = all(window is None or cache.length < window for window in self._windows)
         return CacheSize(size, 0 if whole else cache.length)
+
+
+def of_places(allowed: Mapping[int, BoolArray], places: Sequence[int]) -> dict[int, BoolArray]:
+    """What is allowed to the rows at these places, by the order of the places."""
+    return {number: allowed[place] for number, place in enumerate(places) if place in allowed}
 
 
 def side_by_side(caches: Sequence[RowCache]) -> Iterator[list[RowCache]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines.continuous import Choice
+from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.exponential import exp, is_fast
 from finetune.engines.sampling import Draws, Penalties, bias_of, draws_of, is_penalised, penalties_of, prompt_tokens
 
@@ -18,6 +19,7 @@ from finetune.engines.sampling import Draws, Penalties, bias_of, draws_of, is_pe
 class Chosen(NamedTuple):
     """Tokens that the device is choosing for B rows. Implements `Choices`."""
 
+    rows: Sequence[int]
     tokens: Any  # [B]
     logprobs: Any  # [B]
     top_tokens: Any | None  # [B, K], best first, for the row that asks for most
@@ -25,8 +27,9 @@ class Chosen(NamedTuple):
     wanted: Sequence[int]  # how many of them each row asks for
 
     def result(self) -> list[Choice]:
-        chosen = zip(self.tokens.tolist(), self.logprobs.tolist(), self._tops(), strict=True)
-        return [Choice(int(token), float(logprob), top) for token, logprob, top in chosen]
+        with explained_memory():
+            chosen = zip(self.tokens.tolist(), self.logprobs.tolist(), self._tops(), strict=True)
+            return [Choice(int(token), float(logprob), top) for token, logprob, top in chosen]
 
     def _tops(self) -> list[tuple[tuple[int, float], ...]]:
         if self.top_tokens is None or self.top_logprobs is None:
@@ -36,17 +39,20 @@ class Chosen(NamedTuple):
 
     def arrays(self) -> list[Any]:
         """What is to be computed."""
-        return [array for array in self[:4] if array is not None]
+        return [array for array in self[1:5] if array is not None]
 
 
 class RowSampler:
     """Sampling for the rows of a batch, which join and leave as those of the caches do."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, requests: Sequence[GenerationRequest] = ()) -> None:
         self._vocabulary = vocabulary
-        self._requests: list[GenerationRequest] = []
+        self._requests = list(requests)
         self._said: Any | None = None  # [B, V], how often each row has chosen a token; only where there are penalties
         self._read: Any | None = None  # [B, V], True for the tokens of a row's prompt
+        if any(is_penalised(request.sampling) for request in requests):
+            self._said = mx.zeros((len(self._requests), vocabulary))
+            self._read = mx.array(np.stack([prompt_tokens(request, vocabulary) for request in requests]))
         self._changed()
 
     def _changed(self) -> None:
@@ -58,17 +64,20 @@ class RowSampler:
         if self._penalties is None:
             self._said = self._read = None
 
-    def join(self, request: GenerationRequest) -> None:
-        """One more row, which has chosen nothing."""
-        if is_penalised(request.sampling) and self._said is None:
-            self._said = mx.zeros((len(self._requests), self._vocabulary))
-            self._read = mx.zeros((len(self._requests), self._vocabulary), mx.bool_)
-        if self._said is not None and self._read is not None:
-            read = mx.array(prompt_tokens(request, self._vocabulary))[None]
-            self._said = mx.concatenate([self._said, mx.zeros((1, self._vocabulary))])
-            self._read = mx.concatenate([self._read, read])
-        self._requests.append(request)
+    def extend(self, other: "RowSampler") -> None:
+        """Add the rows of another sampler, with what they have said."""
+        if self._said is not None or other._said is not None:
+            said, read = zip(self._history(), other._history(), strict=True)
+            self._said, self._read = mx.concatenate(list(said)), mx.concatenate(list(read))
+        self._requests += other._requests
         self._changed()
+
+    def _history(self) -> tuple[Any, Any]:
+        """What the rows have said and read; without penalties nobody has looked."""
+        if self._said is not None:
+            return self._said, self._read
+        shape = (len(self._requests), self._vocabulary)
+        return mx.zeros(shape), mx.zeros(shape, mx.bool_)
 
     def leave(self, row: int) -> None:
         """The last row takes the place of another."""
@@ -79,8 +88,13 @@ class RowSampler:
             self._said, self._read = self._said[order], self._read[order]
         self._changed()
 
-    def choose(self, logits: Any, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
-        """The next tokens from logits [B, V]; `numbers` counts each row's tokens from 0."""
+    def choose(
+        self, logits: Any, numbers: Sequence[int], allowed: Mapping[int, BoolArray], rows: Sequence[int]
+    ) -> Chosen:
+        """The next tokens from logits [B, V]; `numbers` counts each row's tokens from 0.
+
+        What is said of a row, by its place here, is handed on under its place in `rows`.
+        """
         logits = logits.astype(mx.float32)
         scores = self._scores(logits, allowed)
         tokens = mx.argmax(scores, axis=-1)
@@ -93,7 +107,7 @@ class RowSampler:
             )
         if self._said is not None:
             self._said = self._said.at[mx.arange(len(tokens)), tokens].add(1.0)
-        return self._chosen(logits, tokens)
+        return self._chosen(logits, tokens, rows)
 
     def _scores(self, logits: Any, allowed: Mapping[int, BoolArray]) -> Any:
         """The logits as biases, penalties and constraints leave them."""
@@ -105,17 +119,17 @@ class RowSampler:
             scores = penalised(scores, self._said, self._read, self._penalties)
         return scores
 
-    def _chosen(self, logits: Any, tokens: Any) -> Chosen:
+    def _chosen(self, logits: Any, tokens: Any, rows: Sequence[int]) -> Chosen:
         totals = _log_totals(logits)
         logprobs = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - totals)[:, 0]
         most = max(self._tops, default=0)
         if not most:
-            return Chosen(tokens, logprobs, None, None, self._tops)
+            return Chosen(rows, tokens, logprobs, None, None, self._tops)
         best = mx.argpartition(-logits, kth=min(most, self._vocabulary) - 1, axis=-1)[:, :most]
         values = mx.take_along_axis(logits, best, axis=-1)
         order = mx.argsort(-values, axis=-1)
         top = mx.take_along_axis(best, order, axis=-1)
-        return Chosen(tokens, logprobs, top, mx.take_along_axis(values, order, axis=-1) - totals, self._tops)
+        return Chosen(rows, tokens, logprobs, top, mx.take_along_axis(values, order, axis=-1) - totals, self._tops)
 
     def state(self) -> list[Any]:
         """What the tokens under way change."""

@@ -55,7 +55,7 @@ class SoloRows:
     def join(self, cache: SoloCache, request: GenerationRequest) -> None:
         self._rows.append(cache)
         self._newest.append(mx.array([request.prompt[-1]], mx.int32))
-        self._sampler.join(request)
+        self._sampler.extend(RowSampler(self.vocabulary, [request]))
 
     def leave(self, index: int) -> None:
         for rows in (self._rows, self._newest):
@@ -67,7 +67,7 @@ class SoloRows:
         with explained_memory():
             hidden = [self._hidden(row, token)[:, -1] for row, token in zip(self._rows, self._newest, strict=True)]
             logits = self._model.base.split.logits(mx.concatenate(hidden))
-            chosen = self._sampler.choose(logits, numbers, allowed)
+            chosen = self._sampler.choose(logits, numbers, allowed, range(len(self._rows)))
             self._newest = [chosen.tokens[row : row + 1] for row in range(len(self._rows))]
             mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
             return chosen

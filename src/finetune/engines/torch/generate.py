@@ -82,6 +82,10 @@ class Chosen(NamedTuple):
 
     choices: Sequence[Choice]
 
+    @property
+    def rows(self) -> Sequence[int]:
+        return range(len(self.choices))
+
     def result(self) -> Sequence[Choice]:
         return self.choices
 
