@@ -1,5 +1,6 @@
 """Models of the hub with the real client, against a server on loopback: pulled, checked, tuned, and what goes wrong."""
 
+import importlib
 import json
 import os
 import signal
@@ -9,10 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from huggingface_hub import constants
 from tests.support.ft import Ran
 from tests.support.hub_server import Hub, Repository, serve
+from tests.support.in_process import ft_here
 from tests.support.model_files import shard_model, write_model
 
 from finetune.models.source import DEMO_DIRECTORY
@@ -35,8 +39,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(environment: dict[str, str]) -> Run:
-    """`ft` with that hub and a cache of its own; keywords change the environment."""
+def started(environment: dict[str, str]) -> Run:
+    """`ft` in a process of its own with that hub and a cache of its own; keywords change the environment."""
 
     def call(*arguments: object, **changes: str) -> Ran:
         done = subprocess.run(
@@ -47,12 +51,32 @@ def run(environment: dict[str, str]) -> Run:
             timeout=120,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert "Traceback" not in said, said
-        assert TOKEN not in said
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return quiet(Ran(done.returncode, done.stdout, done.stderr))
 
     return call
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """The same in this process, where the client reads its environment again for each command."""
+
+    def call(*arguments: object, **changes: str) -> Ran:
+        try:
+            with patch.dict(os.environ, {**environment, **changes}, clear=True):
+                importlib.reload(constants)
+                return quiet(ft_here(*arguments))
+        finally:
+            importlib.reload(constants)
+
+    return call
+
+
+def quiet(ran: Ran) -> Ran:
+    """What says nothing that nobody should read."""
+    said = ran.out + ran.err
+    assert "Traceback" not in said, said
+    assert TOKEN not in said
+    return ran
 
 
 @pytest.fixture
@@ -72,8 +96,8 @@ def refused(ran: Ran) -> str:
     return ran.err
 
 
-def test_a_model_is_pulled_whole_and_checked(run: Run, hub: Hub, tiny: Repository) -> None:
-    pulled = run("models", "pull", NAME, "--json").json
+def test_a_model_is_pulled_whole_and_checked(started: Run, run: Run, hub: Hub, tiny: Repository) -> None:
+    pulled = started("models", "pull", NAME, "--json").json
     assert pulled["revision"] == tiny.commit
     files = {path.name: path.read_bytes() for path in Path(pulled["path"]).iterdir()}
     assert files == {name: content for name, content in tiny.files.items() if not name.endswith((".bin", ".py"))}
@@ -153,14 +177,14 @@ def test_a_missing_revision_is_explained(run: Run, tiny: Repository) -> None:
     assert f"{NAME} has no revision v9" in refused(run("models", "pull", NAME, "--revision", "v9"))
 
 
-def test_no_network_is_explained_without_the_password_of_a_proxy(run: Run) -> None:
-    said = refused(run("models", "pull", NAME, HF_ENDPOINT="http://me:hidden@127.0.0.1:9"))
+def test_no_network_is_explained_without_the_password_of_a_proxy(started: Run) -> None:
+    said = refused(started("models", "pull", NAME, HF_ENDPOINT="http://me:hidden@127.0.0.1:9"))
     assert f"http://127.0.0.1:9 cannot be reached for {NAME}" in said
     assert "hidden" not in said
 
 
-def test_offline_mode_is_kept(run: Run, hub: Hub, tiny: Repository) -> None:
-    said = refused(run("models", "pull", NAME, HF_HUB_OFFLINE="1"))
+def test_offline_mode_is_kept(started: Run, hub: Hub, tiny: Repository) -> None:
+    said = refused(started("models", "pull", NAME, HF_HUB_OFFLINE="1"))
     assert "HF_HUB_OFFLINE forbids the hub" in said
     assert hub.requests == []
 
@@ -202,12 +226,12 @@ def test_what_is_no_name_of_the_hub_is_refused(run: Run, hub: Hub, name: str) ->
     assert hub.requests == []
 
 
-def test_a_run_pulls_its_base_and_goes_on_without_the_hub(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_a_run_pulls_its_base_and_goes_on_without_the_hub(started: Run, run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.repositories["demo-org/demo"] = repository = Repository.of(DEMO_DIRECTORY)
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "One?", "completion": "Two."}\n' * 8, encoding="utf-8")
     options = ("--model", "demo-org/demo", "--data", data, "--set", "training.max_steps=2", "--set")
-    first = run("train", *options, f"output.output_dir={tmp_path / 'one'}")
+    first = started("train", *options, f"output.output_dir={tmp_path / 'one'}")
     assert first.code == 0, first.err
     assert f"Downloading demo-org/demo ({repository.commit[:12]}) from {hub.address}" in first.err + first.out
     record = json.loads((tmp_path / "one" / "run.json").read_text())
