@@ -1,6 +1,5 @@
 """A person sees how far the reading of large data is."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,20 +21,35 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     assert capsys.readouterr().err == "Reading rows.jsonl: 1,200 rows, 25%\nReading rows.csv: 7 rows\n"
 
 
+class FakeBar:
+    """Records whether it is shown."""
+
+    shown = False
+
+    def start(self) -> None:
+        self.shown = True
+
+    def stop(self) -> None:
+        self.shown = False
+
+    def add_task(self, *_: object, **__: object) -> int:
+        return 0
+
+    def update(self, *_: object, **__: object) -> None:
+        assert self.shown
+
+
 def test_on_a_terminal_a_bar_goes_when_the_work_is_done_or_the_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[FakeBar] = []
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(reading, "_make_bar", lambda: bars.append(FakeBar()) or bars[-1])
     with reading.reading_shown():
         tell(Progress("Reading a", 10, 0.5))
-        assert live_bars() == 1
+        assert [bar.shown for bar in bars] == [True]
         tell(Progress("Reading a", 20, 1.0, done=True))
-        assert live_bars() == 0
         tell(Progress("Reading b", 10, None))
-    assert live_bars() == 0
-
-
-def live_bars() -> int:
-    """Each has a thread that draws it."""
-    return sum("Refresh" in type(thread).__name__ for thread in threading.enumerate())
+        assert [bar.shown for bar in bars] == [False, True]
+    assert [bar.shown for bar in bars] == [False, False]
 
 
 def test_a_large_file_tells_how_much_of_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
