@@ -12,6 +12,9 @@ import httpx
 import pytest
 from tests.support.serving import ScriptedSession, Served, chat_body, served, wait_until
 
+from finetune.core.types import GenerationRequest
+from finetune.serving.watch import STEP_SECONDS, TOKEN_SECONDS, step_seconds
+
 KEY = "correct-horse-battery-staple"
 
 
@@ -90,6 +93,26 @@ def test_when_the_engine_dies_everybody_who_waits_is_told() -> None:
         assert server.chat().status_code == 503
         assert server.chat(stream=True).status_code == 503
         assert "finetune_engine_up 0.0" in server.get("/metrics").text
+
+
+def test_an_engine_that_does_not_come_back_is_seen_by_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.serving.watch.STEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune.serving.watch.TOKEN_SECONDS", 0.0)
+    with served(ScriptedSession(pause=1.0)) as server:
+        assert server.get("/health").status_code == 200
+        thread = threading.Thread(target=server.chat, kwargs={"max_tokens": 1})
+        thread.start()
+        wait_until(lambda: server.get("/health").status_code == 503)
+        assert "hang" in server.get("/health").json()["error"]["message"]
+        thread.join(timeout=10)
+        assert server.get("/health").status_code == 200  # it has come back
+
+
+def test_a_step_may_take_longer_the_more_it_reads() -> None:
+    short, long = GenerationRequest((1,) * 10, 5), GenerationRequest((1,) * 10_000, 5)
+    assert step_seconds([short]) == STEP_SECONDS + 11 * TOKEN_SECONDS
+    assert step_seconds([short] * 16) == STEP_SECONDS + 176 * TOKEN_SECONDS
+    assert step_seconds([long]) == step_seconds([long, long]) - TOKEN_SECONDS == STEP_SECONDS + 513 * TOKEN_SECONDS
 
 
 def test_a_stream_that_the_engine_leaves_ends_with_an_error() -> None:
