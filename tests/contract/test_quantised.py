@@ -153,7 +153,7 @@ def test_nf4_is_the_nearest_of_sixteen_values_in_blocks_of_64(shape: tuple[int, 
     from finetune.engines.torch.nf4 import Nf4Matrix
 
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = Nf4Matrix(torch.from_numpy(values)).dense(getattr(torch, dtype)).float().numpy()
+    found = Nf4Matrix.pack(torch.from_numpy(values)).dense(getattr(torch, dtype)).float().numpy()
     expected, scales = _nf4(values)
     assert (np.abs(found - expected) <= 0.02 * scales).all()
 

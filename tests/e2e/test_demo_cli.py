@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.in_process import ft_here
 
 
 def ft(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -43,8 +44,8 @@ def answers_the_same_in_llama_cpp(root, exact_match):
     # Float weights give the same answers but for ties; four bits may lose one or two of the hundred.
     for quantize, allowed in (("f16", 0.01), ("q8_0", 0.01), ("q4_k_m", 0.03)):
         output = root / f"{quantize}.gguf"
-        done = ft("export", "outputs/demo", "--format", "gguf", "-q", quantize, "--output", str(output), cwd=root)
-        assert done.returncode == 0, done.stderr
+        ran = ft_here("export", root / "outputs/demo", "--format", "gguf", "-q", quantize, "--output", output)
+        assert ran.code == 0, ran.err
         with serve(output, threads=1) as server:
             prompts = [server.render([{"role": "user", "content": row.request}]) for row in rows]
             answers = [server.complete(server.tokenize(prompt, add_special=True), max_tokens=96) for prompt in prompts]
@@ -58,8 +59,9 @@ def test_the_demo_refuses_the_directory_of_another_run(tmp_path):
     (mine / "run.json").write_text("{}")
     (mine / "config.yml").write_text("model:\n  name: other\n")
 
-    done = ft("demo", "--output", str(mine), "--json", cwd=tmp_path)
+    ran = ft_here("demo", "--output", mine, "--json")
 
-    assert done.returncode == 2
-    assert "holds another run" in json.loads(done.stdout)["error"]["message"]
+    assert ran.code == 2
+    assert "holds another run" in ran.json["error"]["message"]
+    assert "The base model" not in ran.err  # it is said at once
     assert (mine / "config.yml").is_file()

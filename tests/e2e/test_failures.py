@@ -1,12 +1,13 @@
 """What happens to a run when the disk, the memory, the clock or the files fail under it: said clearly, nothing lost."""
 
 import json
+import math
 import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from tests.support.tiny_run import write_rows
 import finetune
 from finetune.core.events import Event, StepCompleted
 from finetune.core.paths import RunPaths
+from finetune.core.types import Batch
+from finetune.engines.base import PendingStep, TrainSession
+from finetune.engines.mlx.train import MLXTrainSession
+from finetune.engines.torch.train import TorchTrainSession
 from finetune.training.checkpoints import damage
 from finetune.training.run_directory import held
 
@@ -57,11 +62,14 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def command(material: Path, run: Path, backend: str = "mlx", *more: str) -> tuple[object, ...]:
-    sets = ("output.checkpoint_steps=2", "output.eval_steps=2", "output.sample_prompts=1", "lora.rank=4", *more)
+def command(
+    material: Path, run: Path, backend: str = "mlx", *more: str, steps: int = STEPS, method: str = "lora"
+) -> tuple[object, ...]:
+    rank = ("lora.rank=4",) if method == "lora" else ()
+    sets = ("output.checkpoint_steps=2", "output.eval_steps=2", "output.sample_prompts=1", *rank, *more)
     options = [part for setting in sets for part in ("--set", setting)]
-    where = (material / "model", material / "rows.jsonl", "--output", run, "--backend", backend)
-    return ("train", "start", *where, "--max-steps", STEPS, *options)
+    where = (material / "model", material / "rows.jsonl", "--output", run, "--backend", backend, "--method", method)
+    return ("train", "start", *where, "--max-steps", steps, *options)
 
 
 def adapter_of(run: Path) -> bytes:
@@ -256,6 +264,54 @@ def test_a_loss_that_is_not_finite_goes_back_and_says_what_to_lower(
     assert "a lower training.learning_rate" in ran.err
     skipped = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"skipped"' in line]
     assert len(skipped) == 5
+
+
+@on_each_engine
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_whose_loss_is_lost_in_the_middle_goes_on_from_its_last_good_checkpoint(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, method: str
+) -> None:
+    """Step 5 throws the weights so far that no later loss is finite; checkpoints are due at every second step."""
+    session = MLXTrainSession if backend == "mlx" else TorchTrainSession
+    true_step, calls = session.step, iter(range(1, 100))
+
+    def step(self: TrainSession, batches: Sequence[Batch], *, learning_rate: float) -> PendingStep:
+        return true_step(self, batches, learning_rate=1e25 if next(calls) == 5 else learning_rate)
+
+    run = tmp_path / "run"
+    more = ("output.keep_checkpoints=1", "output.eval_steps=50")
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "step", step)
+        ran = ft_here(*command(material, run, backend, *more, steps=30, method=method))
+    require_failure(ran.code, ran.err)
+    last = run / "checkpoints" / "step-000004"
+    assert "was not finite (NaN or infinite) in 5 steps in a row, 6 to 10" in ran.err
+    assert f"The run is back at {last}." in ran.err
+    assert [place.name for place in (run / "checkpoints").iterdir()] == [last.name]
+    assert damage(last) == []
+
+    lower = ["training.learning_rate=1e-5"]
+    if method == "lora":
+        assert "--from-adapter names that directory" in ran.err
+        lower.append(f"lora.init_from={last}")
+    again = ft_here(*command(material, tmp_path / "again", backend, *lower, steps=2, method=method))
+    assert again.code == 0, again.err
+    events = map(json.loads, (tmp_path / "again" / "metrics.jsonl").read_text().splitlines())
+    assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "step")
+    resumed = ft_here("train", "--resume", run)
+    assert resumed.code == 0, resumed.err
+
+
+def test_a_run_that_ends_before_its_loss_is_given_up_still_has_a_report(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_step, calls = MLXTrainSession.step, iter(range(1, 100))
+    far = lambda *given, learning_rate: true_step(*given, learning_rate=1e25 if next(calls) == 2 else learning_rate)  # noqa: E731
+    monkeypatch.setattr(MLXTrainSession, "step", far)
+    ran = ft_here(*command(material, tmp_path / "run", "mlx", "data.validation_split=0.3", steps=4))
+    assert ran.code == 0, ran.err
+    assert "not finite since" in ran.out
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 LIMITED = """

@@ -1,4 +1,4 @@
-"""`ft generate` and `ft chat` in another process, on a real model and on a tiny one."""
+"""`ft generate` and `ft chat`, on a real model and on a tiny one; each once in a process of its own."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.ft import ft
+from tests.support.in_process import ft_here
 from tests.support.serving import wait_until
 from tests.support.tiny_model import write_tiny_model
 
@@ -27,7 +28,7 @@ def published_story(shared: Path) -> str:
 @pytest.mark.parametrize("backend", ["mlx", "pytorch"])
 def test_greedy_generation_reproduces_the_published_text(shared: Path, backend: str) -> None:
     asked = ("--prompt", "", "--max-tokens", 260, "--backend", backend, "--json")
-    ran = ft("generate", "--model", shared / "models/stories260K", *asked)
+    ran = ft_here("generate", "--model", shared / "models/stories260K", *asked)
     document = ran.json
     expected = published_story(shared)
     assert document["text"][: len(expected)] == expected
@@ -36,8 +37,8 @@ def test_greedy_generation_reproduces_the_published_text(shared: Path, backend: 
 
 
 def test_an_answer_is_streamed_to_standard_output_and_the_rest_to_standard_error(model: Path) -> None:
-    arguments = ["generate", "--model", model, "--prompt", "Hello", "--max-tokens", 12]
-    plain, document = ft(*arguments), ft(*arguments, "--json").json
+    arguments = ["generate", "--model", model, "--prompt", "Hello", "--max-tokens", 12, "--backend", "mlx"]
+    plain, document = ft(*arguments), ft_here(*arguments, "--json").json
     assert plain.code == 0
     assert plain.out == document["text"] + "\n"
     assert "tokens/s" in plain.err
@@ -46,13 +47,13 @@ def test_an_answer_is_streamed_to_standard_output_and_the_rest_to_standard_error
 
 
 def test_a_missing_model_is_an_error_in_json_too(tmp_path: Path) -> None:
-    ran = ft("generate", "--model", tmp_path / "none", "--prompt", "Hello", "--json")
+    ran = ft_here("generate", "--model", tmp_path / "none", "--prompt", "Hello", "--json")
     assert ran.code == 1
     assert "none" in ran.json["error"]["message"]
 
 
 def test_chat_ends_politely_with_its_input(model: Path) -> None:
-    ran = ft("chat", "--model", model, "--max-tokens", 3, stdin="Hello\n\n/adapter on\n")
+    ran = ft("chat", "--model", model, "--max-tokens", 3, "--backend", "mlx", stdin="Hello\n\n/adapter on\n")
     assert ran.code == 0
     assert "no adapter" in ran.err
 

@@ -1,7 +1,9 @@
 """Models of the hub with the real client, against a server on loopback: pulled, checked, tuned, and what goes wrong."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +11,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from huggingface_hub import constants
 from tests.support.ft import Ran
+from tests.support.hostile_models import (
+    CONFIGS,
+    OWN_CODE,
+    PICKLED,
+    TEMPLATES,
+    TOKENIZERS,
+    TRAP,
+    WEIGHTS,
+    Break,
+    with_values,
+)
 from tests.support.hub_server import Hub, Repository, serve
+from tests.support.in_process import ft_here
 from tests.support.model_files import shard_model, write_model
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_tokenizer import tiny_backend
 
 from finetune.models.source import DEMO_DIRECTORY
 
@@ -35,8 +53,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(environment: dict[str, str]) -> Run:
-    """`ft` with that hub and a cache of its own; keywords change the environment."""
+def started(environment: dict[str, str]) -> Run:
+    """`ft` in a process of its own with that hub and a cache of its own; keywords change the environment."""
 
     def call(*arguments: object, **changes: str) -> Ran:
         done = subprocess.run(
@@ -47,12 +65,32 @@ def run(environment: dict[str, str]) -> Run:
             timeout=120,
             check=False,
         )
-        said = done.stdout + done.stderr
-        assert "Traceback" not in said, said
-        assert TOKEN not in said
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return quiet(Ran(done.returncode, done.stdout, done.stderr))
 
     return call
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """The same in this process, where the client reads its environment again for each command."""
+
+    def call(*arguments: object, **changes: str) -> Ran:
+        try:
+            with patch.dict(os.environ, {**environment, **changes}, clear=True):
+                importlib.reload(constants)
+                return quiet(ft_here(*arguments))
+        finally:
+            importlib.reload(constants)
+
+    return call
+
+
+def quiet(ran: Ran) -> Ran:
+    """What says nothing that nobody should read."""
+    said = ran.out + ran.err
+    assert "Traceback" not in said, said
+    assert TOKEN not in said
+    return ran
 
 
 @pytest.fixture
@@ -60,6 +98,7 @@ def tiny(hub: Hub, tmp_path: Path) -> Repository:
     """A model in two shards, and files that no model needs."""
     directory = write_model(tmp_path / "origin")
     shard_model(directory)
+    tiny_backend().save(str(directory / "tokenizer.json"))
     repository = Repository.of(directory)
     repository.files |= {"pytorch_model.bin": b"pickle", "evil.py": b"raise SystemExit", "README.md": b"# Tiny"}
     hub.repositories[NAME] = repository
@@ -72,8 +111,8 @@ def refused(ran: Ran) -> str:
     return ran.err
 
 
-def test_a_model_is_pulled_whole_and_checked(run: Run, hub: Hub, tiny: Repository) -> None:
-    pulled = run("models", "pull", NAME, "--json").json
+def test_a_model_is_pulled_whole_and_checked(started: Run, run: Run, hub: Hub, tiny: Repository) -> None:
+    pulled = started("models", "pull", NAME, "--json").json
     assert pulled["revision"] == tiny.commit
     files = {path.name: path.read_bytes() for path in Path(pulled["path"]).iterdir()}
     assert files == {name: content for name, content in tiny.files.items() if not name.endswith((".bin", ".py"))}
@@ -153,14 +192,14 @@ def test_a_missing_revision_is_explained(run: Run, tiny: Repository) -> None:
     assert f"{NAME} has no revision v9" in refused(run("models", "pull", NAME, "--revision", "v9"))
 
 
-def test_no_network_is_explained_without_the_password_of_a_proxy(run: Run) -> None:
-    said = refused(run("models", "pull", NAME, HF_ENDPOINT="http://me:hidden@127.0.0.1:9"))
+def test_no_network_is_explained_without_the_password_of_a_proxy(started: Run) -> None:
+    said = refused(started("models", "pull", NAME, HF_ENDPOINT="http://me:hidden@127.0.0.1:9"))
     assert f"http://127.0.0.1:9 cannot be reached for {NAME}" in said
     assert "hidden" not in said
 
 
-def test_offline_mode_is_kept(run: Run, hub: Hub, tiny: Repository) -> None:
-    said = refused(run("models", "pull", NAME, HF_HUB_OFFLINE="1"))
+def test_offline_mode_is_kept(started: Run, hub: Hub, tiny: Repository) -> None:
+    said = refused(started("models", "pull", NAME, HF_HUB_OFFLINE="1"))
     assert "HF_HUB_OFFLINE forbids the hub" in said
     assert hub.requests == []
 
@@ -189,6 +228,81 @@ def test_a_model_with_code_of_its_own_is_refused_before_its_weights(
     assert not [name for name in hub.fetched() if name.startswith("model-")]
 
 
+@pytest.fixture
+def broken(hub: Hub, tmp_path: Path) -> Callable[[Break], Repository]:
+    """A repository with a model that was spoiled before it was uploaded, so that all of its hashes are right."""
+
+    def upload(spoil: Break) -> Repository:
+        directory = write_tiny_model(tmp_path / "spoiled" / "model")
+        spoil(directory)
+        hub.repositories[NAME] = Repository.of(directory)
+        return hub.repositories[NAME]
+
+    return upload
+
+
+def require_bad_model(said: str, tmp_path: Path) -> None:
+    assert "models--some-org--tiny" in said or NAME in said, said
+    assert "fault in finetune" not in said
+    assert not list(tmp_path.rglob(TRAP))
+
+
+# A directory is no file of a repository; what a tokenizer knows beyond the model, or does not know, shows in rows.
+NOT_AT_PULL = {"a directory", "no vocabulary", "more tokens than embeddings"}
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS.keys() - NOT_AT_PULL))
+def test_a_tokenizer_that_is_none_is_refused_before_the_weights(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(TOKENIZERS[name])
+    said = refused(run("models", "pull", NAME))
+    require_bad_model(said, tmp_path)
+    assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize(
+    "name", ["not JSON", "a list", "no architecture", "architecture number", "negative vocabulary"]
+)
+def test_a_description_of_no_model_is_refused_before_the_weights(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(CONFIGS[name])
+    require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+    assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize("cases", [PICKLED, OWN_CODE], ids=["pickled", "own code"])
+def test_a_model_that_is_a_program_is_refused(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, cases: dict[str, Break]
+) -> None:
+    for spoil in cases.values():
+        shutil.rmtree(tmp_path / "spoiled", ignore_errors=True)
+        broken(spoil)
+        require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["header of 2^63 bytes", "no tensors", "offsets beyond the file", "truncated data", "index to the parent"]
+)
+def test_weights_that_are_none_are_refused_by_their_name(
+    run: Run, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(WEIGHTS[name])
+    require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nested loops", "globals", "10^9 characters by joining"])
+def test_a_template_that_would_run_long_or_reach_out_is_refused_when_it_is_used(
+    run: Run, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(with_values("tokenizer_config.json", chat_template=TEMPLATES[name]))
+    assert run("models", "pull", NAME).code == 0  # with --template it is a model like others
+    said = refused(run("generate", "--model", NAME, "--prompt", "Hi", "--backend", "mlx"))
+    assert "`tokenizer`" in said
+    assert "fault in finetune" not in said
+
+
 def test_a_repository_of_something_else_is_refused(run: Run, hub: Hub) -> None:
     hub.repositories[NAME] = Repository({"model.gguf": b"GGUF"})
     assert f"{NAME} has no config.json" in refused(run("models", "pull", NAME))
@@ -202,12 +316,12 @@ def test_what_is_no_name_of_the_hub_is_refused(run: Run, hub: Hub, name: str) ->
     assert hub.requests == []
 
 
-def test_a_run_pulls_its_base_and_goes_on_without_the_hub(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_a_run_pulls_its_base_and_goes_on_without_the_hub(started: Run, run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.repositories["demo-org/demo"] = repository = Repository.of(DEMO_DIRECTORY)
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "One?", "completion": "Two."}\n' * 8, encoding="utf-8")
     options = ("--model", "demo-org/demo", "--data", data, "--set", "training.max_steps=2", "--set")
-    first = run("train", *options, f"output.output_dir={tmp_path / 'one'}")
+    first = started("train", *options, f"output.output_dir={tmp_path / 'one'}")
     assert first.code == 0, first.err
     assert f"Downloading demo-org/demo ({repository.commit[:12]}) from {hub.address}" in first.err + first.out
     record = json.loads((tmp_path / "one" / "run.json").read_text())

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.ft import ft
+from tests.support.in_process import ft_here
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -23,16 +25,11 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def validate(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "finetune", "train", "validate", str(config), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_rows_steps_and_memory_are_counted(config: Path) -> None:
-    done = validate(config, "--set", "training.epochs=2", "--json")
+    ran = ft("train", "validate", config, "--set", "training.epochs=2", "--json")
 
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == 0, done.stderr
+    assert ran.code == 0, ran.err
+    found: dict[str, Any] = ran.json
     assert (found["train_rows"], found["validation_rows"]) == (18, 2)
     # 18 rows in steps of 4 are 5 steps, the last of 2 rows; two epochs are 10.
     assert (found["steps_per_epoch"], found["steps"]) == (5, 10)
@@ -45,12 +42,12 @@ def test_rows_steps_and_memory_are_counted(config: Path) -> None:
 
 
 def test_a_person_gets_a_table_and_advice(config: Path) -> None:
-    done = validate(config, "--set", "lora.alpha=64")
+    ran = ft_here("train", "validate", config, "--set", "lora.alpha=64")
 
-    assert done.returncode == 0, done.stderr
-    assert "20 read, 18 to train on, 2 to validate on" in done.stdout
-    assert "lora.alpha = 64 is far from 2 x rank (4)" in done.stdout
-    assert "The configuration and the data are in order." in done.stdout
+    assert ran.code == 0, ran.err
+    assert "20 read, 18 to train on, 2 to validate on" in ran.out
+    assert "lora.alpha = 64 is far from 2 x rank (4)" in ran.out
+    assert "The configuration and the data are in order." in ran.out
 
 
 @pytest.mark.parametrize(
@@ -64,15 +61,25 @@ def test_a_person_gets_a_table_and_advice(config: Path) -> None:
     ],
 )
 def test_what_a_run_would_trip_over_is_found(config: Path, override: str, code: int, said: str) -> None:
-    done = validate(config, "--set", override)
+    ran = ft_here("train", "validate", config, "--set", override)
 
-    assert said in done.stderr
-    assert done.returncode == code
+    assert said in ran.err
+    assert ran.code == code
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("missing", ["data.train_file", "data.validation_file", "model.name"])
+def test_what_is_missing_is_said_before_an_engine_is_imported(config: Path, missing: str) -> None:
+    arguments = ["train", "validate", str(config), "--set", f"{missing}=none", "--set", "model.backend=pytorch"]
+    code = f"import sys; from finetune.cli.main import run; print(run({arguments!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.stdout.split() == ["1", "False"], done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_output_directory_that_is_in_use_is_found(config: Path) -> None:
-    done = validate(config, "--set", f"output.output_dir={config.parent}")
+    ran = ft_here("train", "validate", config, "--set", f"output.output_dir={config.parent}")
 
-    assert done.returncode != 0
-    assert str(config.parent) in done.stderr
+    assert ran.code != 0
+    assert str(config.parent) in ran.err

@@ -39,6 +39,7 @@ def demo(
     from finetune.workflows import demo as workflow
 
     began = time.perf_counter()
+    workflow.require_room(output)
     console = Console(stderr=json, highlight=False, soft_wrap=True)
     with quiet_output(json):
         _heading(console, "The data", "a request in plain English, and the tool call that answers it")

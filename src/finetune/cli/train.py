@@ -287,9 +287,9 @@ def _show(result: "TrainingResult", *, json: bool) -> None:
     report = result.metrics
     rows = [("loss", f"{result.final_loss:.4f} at the end of training")]
     if report["final_eval_loss"] is not None:
-        rows.append(
-            ("evaluation", f"loss {report['initial_eval_loss']:.4f} before, {report['best_eval_loss']:.4f} at best")
-        )
+        best = report["best_eval_loss"]
+        after = "not finite since" if best is None else f"{best:.4f} at best"
+        rows.append(("evaluation", f"loss {report['initial_eval_loss']:.4f} before, {after}"))
         rows.append(("perplexity", f"{result.perplexity:.2f}"))
     rows += [
         ("time", f"{result.training_time:.1f} s"),

@@ -21,6 +21,7 @@ from finetune.core.events import (
     StepCompleted,
     StepSkipped,
 )
+from finetune.core.paths import ADAPTER_WEIGHTS
 from finetune.core.types import Batch, StepResult
 from finetune.engines.base import TrainSession
 from finetune.evaluation.metrics import perplexity
@@ -172,7 +173,8 @@ class Trainer:
     def _save_if_due(self) -> None:
         state = self._state
         ends = self._is_complete() or self._stop.requested
-        due = ends or self._plan.saves_at(state.step) or state.best_step == state.step
+        good = not state.consecutive_skipped  # else the weights may be what makes the loss infinite
+        due = ends or (good and self._plan.saves_at(state.step)) or state.best_step == state.step
         if due and self._on_disk != _position(state):
             path = self._checkpoints.save(self._session, state)
             self._on_disk = _position(state)
@@ -194,6 +196,8 @@ class Trainer:
         if checkpoint is not None:
             self._session.load_state(checkpoint)
         place = f"The run is back at {checkpoint}." if checkpoint else "There was no checkpoint yet."
+        if checkpoint is not None and (checkpoint / ADAPTER_WEIGHTS).is_file():
+            place += " A new run starts with these weights where --from-adapter names that directory."
         raise TrainingError(
             f"Loss or gradient was not finite (NaN or infinite) in {MOST_SKIPPED_IN_A_ROW} steps in a row, {first} to "
             f"{last}, at a learning rate of {rate:g}. {place} Start a new run with a lower training.learning_rate "

@@ -75,6 +75,7 @@ def tune_and_compare(
     A former demo in `output` is replaced; anything else there is refused. `began` is a `time.perf_counter()`: the
     report's `seconds` count from it.
     """
+    require_room(output)
     _make_room(output, on_notice)
     run = train(_config(output, backend), listeners=listeners)
     test = DATA / "test.jsonl"
@@ -101,12 +102,15 @@ def _with_report(run: TrainingResult, comparison: EvaluationResult, seconds: flo
     return DemoResult(run, comparison, report, seconds)
 
 
+def require_room(output: Path) -> None:
+    """Refuse a directory that holds another run than a former demo."""
+    paths = RunPaths(output)
+    if paths.run_info.exists() and str(DATA / "train.jsonl") not in paths.config.read_text(encoding="utf-8"):
+        raise UsageError(f"{output} holds another run than the demo's. Choose another directory with --output.")
+
+
 def _make_room(output: Path, on_notice: OnNotice) -> None:
     """Delete a former demo. It is made again from the same seed, so nothing is lost."""
-    paths = RunPaths(output)
-    if not paths.run_info.exists():
-        return
-    if str(DATA / "train.jsonl") not in paths.config.read_text(encoding="utf-8"):
-        raise UsageError(f"{output} holds another run than the demo's. Choose another directory with --output.")
-    on_notice(f"The former demo in {output} is replaced.")
-    shutil.rmtree(output)
+    if RunPaths(output).run_info.exists():
+        on_notice(f"The former demo in {output} is replaced.")
+        shutil.rmtree(output)

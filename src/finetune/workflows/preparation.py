@@ -11,7 +11,9 @@ from finetune.core.errors import ConfigError, ModelError
 from finetune.core.files import sha256_of
 from finetune.core.types import Dtype
 from finetune.data.batching import BatchPlan
+from finetune.data.load import training_files
 from finetune.data.prepare import PreparedData, prepare_data
+from finetune.data.readers import data_files
 from finetune.data.selection import check_max_length
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
@@ -66,15 +68,16 @@ class Preparation:
 def prepare(given: RunConfig | LoadedConfig) -> Preparation:
     """Choose the engine, read model description, tokenizer and data, and work out the plan. Writes nothing.
 
-    Options that the engine, the machine or the model's files rule out are refused first; weights are not loaded yet.
+    Options that the engine, the model's files or the machine rule out are refused first; weights are not loaded yet.
     """
     config = settled(given)
     choice = choose(config.model)
     require(choice.name, needed_features(config))
-    engine = choose_engine(config.model)
     source = resolve_model(config.model.name, revision=config.model.revision, weights=config.model.init == "pretrained")
     _check_files(given, source)
     tokenizer = TextTokenizer.open(source.path)
+    _require_data(config.data)
+    engine = choose_engine(config.model)  # imports its library, which takes seconds: what is missing was said before
     data = prepare_data(
         config.data,
         tokenizer=tokenizer,
@@ -105,6 +108,13 @@ def _check_files(given: RunConfig | LoadedConfig, source: ModelSource) -> None:
             "were made from."
         )
         raise ConfigError("The configuration", [problem])
+
+
+def _require_data(data: DataConfig) -> None:
+    """Raise DataError for files that are not there."""
+    validation = () if data.validation_file is None else (data.validation_file,)
+    for path in (*(entry.path for entry in training_files(data.train_file)), *validation):
+        data_files(Path(path).expanduser())
 
 
 def _check_tokens(source: ModelSource, tokenizer: TextTokenizer, data: PreparedData) -> None:

@@ -1,6 +1,6 @@
 """Packed matrices of a base that is quantised on loading, kept between runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,9 @@ import mlx.core as mx
 
 from finetune.engines.mlx.compat import versions
 from finetune.engines.mlx.quantize import quantize_weights
+from finetune.engines.packed_weights import read_or_pack
 from finetune.models.conversions import Conversion, conversion_of
 
-_FILE = "packed.safetensors"
 _PARTS = ("weight", "scales", "biases")
 
 
@@ -19,13 +19,22 @@ def pack_weights(weights: dict[str, Any], groups: Mapping[str, int], bits: int, 
 
     Returns what a person should know.
     """
-    notices: list[str] = []
-    conversion = _conversion(weights, groups, bits, path)
-    if conversion is None or not _read(weights, groups, conversion, notices.append):
-        quantize_weights(weights, groups, bits)
-        if conversion is not None:
-            _keep(weights, groups, conversion, notices.append)
-    return tuple(notices)
+    names = [f"{module}.{part}" for module in groups for part in _PARTS]
+
+    def read(file: Path) -> None:
+        try:
+            arrays: Any = mx.load(str(file))
+        except RuntimeError as error:  # all that MLX raises where a file is gone
+            raise OSError(str(error)) from None
+        weights.update({name: arrays[name] for name in names})
+
+    return read_or_pack(
+        _conversion(weights, groups, bits, path),
+        read=read,
+        pack=lambda: quantize_weights(weights, groups, bits),
+        packed=lambda: {name: weights[name] for name in names},
+        write=lambda file, arrays: mx.save_safetensors(str(file), dict(arrays)),
+    )
 
 
 def _conversion(weights: Mapping[str, Any], groups: Mapping[str, int], bits: int, path: Path) -> Conversion | None:
@@ -38,24 +47,3 @@ def _conversion(weights: Mapping[str, Any], groups: Mapping[str, int], bits: int
         "mlx": versions(),
     }
     return conversion_of(path, facts, sum(matrix.nbytes for matrix in matrices))
-
-
-def _read(
-    weights: dict[str, Any], groups: Mapping[str, int], conversion: Conversion, say: Callable[[str], None]
-) -> bool:
-    found = conversion.find(say)
-    if found is None:
-        return False
-    packed: Any = mx.load(str(found / _FILE))
-    for module in groups:
-        weights.update({f"{module}.{part}": packed[f"{module}.{part}"] for part in _PARTS})
-    say(f"The quantised weights are those that an earlier run made ({found}).")
-    return True
-
-
-def _keep(
-    weights: Mapping[str, Any], groups: Mapping[str, int], conversion: Conversion, say: Callable[[str], None]
-) -> None:
-    packed = {f"{module}.{part}": weights[f"{module}.{part}"] for module in groups for part in _PARTS}
-    size = sum(array.nbytes for array in packed.values())
-    conversion.keep(size, lambda directory: mx.save_safetensors(str(directory / _FILE), packed), say)

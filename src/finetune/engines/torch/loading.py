@@ -20,6 +20,7 @@ from finetune.engines.torch.device import pick_device, pick_dtype
 from finetune.engines.torch.fused import fuse
 from finetune.engines.torch.head import SplitModel, split_model
 from finetune.engines.torch.layout import Layout, layout_of
+from finetune.engines.torch.packing_cache import pack_weights, quantized_modules
 from finetune.engines.torch.quantize import QuantizedLinear, quantization_problems, quantize_linears
 from finetune.engines.torch.reading import floating_type, read_tensor
 from finetune.models.drawing import draw_weight
@@ -39,6 +40,7 @@ class BaseModel:
     layout: Layout
     dtype: torch.dtype  # of the products
     device: torch.device
+    notices: tuple[str, ...] = ()  # what a person should know about how it was loaded
 
     @property
     def vocabulary(self) -> int:
@@ -55,23 +57,32 @@ def load_base(path: Path, model_config: ModelConfig, *, seed: int = 0) -> BaseMo
         raise UsageError(problems[0])
     device = pick_device(model_config.device)
     config = read_config(path)
+    notices: tuple[str, ...] = ()
     if model_config.init == "random":
         dtype = pick_dtype(model_config.dtype, torch.float32, device)
         model, layout = _build(config, dtype), Layout(config.model_type)
         weights = _drawn(model, config, seed)
+        _quantize(model, model_config)
     else:
         stored = stored_weights(path)
         dtype = pick_dtype(model_config.dtype, floating_type(stored), device)
         model = _build(config, dtype)
         layout, places = checked_places(path, model, stored)
-        weights = ((name, read_tensor(tensor)) for name, tensor in places.items())
-    if model_config.quantization is not None:
-        compat.return_large_blocks()
-        quantize_linears(model, model_config.quantization)
+        _quantize(model, model_config)
+        if model_config.quantization is not None:
+            notices = pack_weights(model, places, model_config.quantization, path, device)
+        packed = {f"{name}.weight" for name, _ in quantized_modules(model)}
+        weights = ((name, read_tensor(tensor)) for name, tensor in places.items() if name not in packed)
     _fill(model, weights, dtype, device)
     model.to(device)
     fuse(model)
-    return BaseModel(path, model_config.name, config, model, split_model(model), layout, dtype, device)
+    return BaseModel(path, model_config.name, config, model, split_model(model), layout, dtype, device, notices)
+
+
+def _quantize(model: Any, model_config: ModelConfig) -> None:
+    if model_config.quantization is not None:
+        compat.return_large_blocks()
+        quantize_linears(model, model_config.quantization)
 
 
 def read_config(path: Path) -> Any:

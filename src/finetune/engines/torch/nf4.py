@@ -8,14 +8,15 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+NF4_PARTS = ("codes", "scale_codes", "scale_scales", "offset")
 _BLOCK = 64
 _SCALES_BLOCK = 256
 _CHUNK_BLOCKS = 2**12  # quantised at once: the working copies are several times as large
@@ -55,19 +56,23 @@ class Nf4Matrix(nn.Module):
     scale_scales: Tensor  # float32, one for 256 blocks
     offset: Tensor  # float32, what the scales of the blocks are stored as a distance from
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, shape: Sequence[int], parts: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.shape = matrix.shape
+        self.shape = torch.Size(shape)
+        for name in NF4_PARTS:
+            self.register_buffer(name, parts[name], persistent=False)
+
+    @classmethod
+    def pack(cls, matrix: Tensor) -> Self:
+        """The nearest codes and scales."""
         blocks = -(-matrix.numel() // _BLOCK)
         codes = torch.empty((blocks * _BLOCK // 2, 1), dtype=torch.uint8, device=matrix.device)
         scales = torch.empty(blocks, device=matrix.device)
         _quantize_into(codes, scales, matrix.reshape(-1))
         offset = scales.median()  # unlike the mean, it does not depend on the order of a sum
         scale_codes, state = _functions().quantize_blockwise(scales - offset, blocksize=_SCALES_BLOCK)
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("scale_codes", scale_codes, persistent=False)
-        self.register_buffer("scale_scales", state.absmax, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
+        parts = (codes, scale_codes, state.absmax, offset)
+        return cls(matrix.shape, dict(zip(NF4_PARTS, parts, strict=True)))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix that the codes stand for, made anew on each call."""

@@ -5,17 +5,19 @@ unpacked for each product and again in the backward pass, which costs a few per 
 rows; nothing dense is kept. The packed values are a function of the file alone.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from finetune.engines.torch.nf4 import Nf4Matrix
+from finetune.engines.torch.nf4 import NF4_PARTS, Nf4Matrix
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
+INT8_PARTS = ("codes", "scales")
 _CHUNK_ROWS = 1024
 _LARGEST = 127
 
@@ -30,8 +32,14 @@ class Int8Matrix(nn.Module):
     codes: Tensor  # [rows, columns] int8
     scales: Tensor  # [rows, 1] bfloat16
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
         super().__init__()
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+
+    @classmethod
+    def pack(cls, matrix: Tensor) -> Self:
+        """The nearest codes and scales."""
         codes = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
         largest = matrix.abs().amax(dim=1, keepdim=True).float()
         scales = (largest / _LARGEST * (1 + 2**-8)).to(torch.bfloat16)  # never less than largest / 127
@@ -39,8 +47,7 @@ class Int8Matrix(nn.Module):
         for start in range(0, len(matrix), _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
             codes[rows] = (matrix[rows].float() / scales[rows].float()).round_()
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
+        return cls(codes, scales)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix that the codes stand for, made anew on each call."""
@@ -64,7 +71,17 @@ class QuantizedLinear(nn.Module):
     def store(self, weight: Tensor) -> None:
         """Take the values of the module's weight as the files hold it, in their type."""
         matrix = weight.T.contiguous() if self._transposed else weight
-        self.matrix = Nf4Matrix(matrix) if self._quantization == "4bit" else Int8Matrix(matrix)
+        self.matrix = (Nf4Matrix if self._quantization == "4bit" else Int8Matrix).pack(matrix)
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The names of the tensors that hold its values."""
+        return NF4_PARTS if self._quantization == "4bit" else INT8_PARTS
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Take the values that `store` came to, from the tensors of an earlier `matrix`."""
+        shape = (self.out_features, self.in_features)
+        self.matrix = Nf4Matrix(shape, parts) if self._quantization == "4bit" else Int8Matrix(**parts)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """W [out, in]."""

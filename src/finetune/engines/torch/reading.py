@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from finetune.core.errors import ModelError
-from finetune.models.weights import TensorInfo
+from finetune.models.weights import TensorInfo, read_header
 
 _TYPES = {
     "F64": torch.float64,
@@ -15,6 +17,7 @@ _TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_PACKED_TYPES = {"U8": torch.uint8, "I8": torch.int8, "F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
@@ -25,18 +28,28 @@ def read_tensor(info: TensorInfo) -> Tensor:
             f"{info.file}: {info.name} is of type {info.dtype}, and weights are of floating point types. "
             "Choose a model that is not quantised."
         )
-    tensor = torch.empty(info.shape, dtype=dtype)
-    target = tensor.reshape(-1).view(torch.uint8).numpy().data
     try:
         with info.file.open("rb", buffering=0) as stream:
-            stream.seek(info.start)
-            while target:
-                count = stream.readinto(target)
-                if not count:
-                    raise ModelError(f"{info.file} ends within {info.name}. Copy the file again.")
-                target = target[count:]
+            return _read_from(stream, info, dtype)
     except OSError as error:
         raise ModelError(f"{info.file} cannot be read: {error}. Copy the file again.") from None
+
+
+def read_packed(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file of packed weights. It may be deleted meanwhile. Raises OSError and ModelError."""
+    with file.open("rb", buffering=0) as stream:
+        return {info.name: _read_from(stream, info, _PACKED_TYPES[info.dtype]) for info in read_header(file)}
+
+
+def _read_from(stream: FileIO, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(info.shape, dtype=dtype)
+    target = tensor.reshape(-1).view(torch.uint8).numpy().data
+    stream.seek(info.start)
+    while target:
+        count = stream.readinto(target)
+        if not count:
+            raise ModelError(f"{info.file} ends within {info.name}. Copy the file again.")
+        target = target[count:]
     return tensor
 
 

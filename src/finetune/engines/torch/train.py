@@ -60,7 +60,7 @@ class TorchTrainSession:
 
     @property
     def notices(self) -> Sequence[str]:
-        return ()
+        return self._base.notices
 
     def step(self, micro_batches: Sequence[Batch], *, learning_rate: float) -> TorchPendingStep:
         micro_batches = [batch for batch in micro_batches if batch.trained_tokens]
