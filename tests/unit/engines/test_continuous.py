@@ -93,7 +93,7 @@ def expected(request: GenerationRequest) -> list[int]:
 def generator(
     batch: TapeBatch | None = None, prefixes: PrefixCache[Tape] | None = None, **limits: int
 ) -> ContinuousGenerator[Tape]:
-    return ContinuousGenerator(batch or TapeBatch(), prefixes or PrefixCache(), Limits(**limits))
+    return ContinuousGenerator(batch or TapeBatch(), PrefixCache() if prefixes is None else prefixes, Limits(**limits))
 
 
 def finish(generator: ContinuousGenerator[Tape]) -> list[TokenEvent]:
