@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune.core.types import BoolArray
+from finetune.core.types import BoolArray, IntArray
 from finetune.data.progress import Progress, tell
 from finetune.data.report import DataReport
 from finetune.data.stored_rows import StoredRows
 from finetune.data.templates import Template
-from finetune.data.token_store import TokenArray
 from finetune.data.tokenizer import TextTokenizer
 
 _TOLD = 10_000  # rows between two reports
@@ -43,14 +42,14 @@ def _add(digest: "hashlib._Hash", rows: StoredRows | None) -> tuple[int, int]:
     tokens = trained = 0
     for ids, mask in _all_of(rows) if rows else ():
         digest.update(len(ids).to_bytes(8, "little"))
-        digest.update(ids.astype(np.int32).data)
+        digest.update(ids.data)
         digest.update(mask.data)
         tokens += len(ids)
         trained += int(np.count_nonzero(mask))
     return tokens, trained
 
 
-def _all_of(rows: StoredRows) -> Iterator[tuple[TokenArray, BoolArray]]:
+def _all_of(rows: StoredRows) -> Iterator[tuple[IntArray, BoolArray]]:
     """Ids and masks in turn; it is told how far that is."""
     for number, row in enumerate(rows.tokens(), start=1):
         if number % _TOLD == 0:

@@ -12,7 +12,6 @@ from finetune.data.groups import Keyed, keyed
 from finetune.data.loaded import LoadedData
 from finetune.data.partition import Records
 from finetune.data.rows import EncodedRow
-from finetune.data.token_store import TokenArray
 
 _READS = 64  # rows between which the memory of their positions is given back: 64 KB each, as the system maps files
 _READ = 2**16  # tokens that are read at once
@@ -52,7 +51,7 @@ class StoredRows(Sequence[EncodedRow]):
             self._lengths_kept = stored(cut, np.int32)
         return self._lengths_kept
 
-    def tokens(self) -> Iterator[tuple[TokenArray, BoolArray]]:
+    def tokens(self) -> Iterator[tuple[IntArray, BoolArray]]:
         """Ids and masks of all rows in turn, cut. Raises DamagedStoreError."""
         for window in windows(len(self)):
             for file, places in self.loaded.by_file(self.positions[window]):

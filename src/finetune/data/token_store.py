@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import DataError
-from finetune.core.types import BoolArray
+from finetune.core.types import BoolArray, IntArray
 from finetune.data.columns import WINDOW
 from finetune.data.rows import EncodedRow, Origin
 
@@ -80,30 +80,34 @@ class TokenStore:
         return found
 
     def records(self, places: npt.NDArray[Any]) -> Table:
-        """These records of the table."""
-        found, blocks = np.empty(len(places), ROW), places // WINDOW
-        for block in np.unique(blocks).tolist():
-            wanted = blocks == block
-            inside = places[wanted] - block * WINDOW
-            first = int(inside.min())
-            read = self._table[block * WINDOW + first : block * WINDOW + int(inside.max()) + 1]
-            found[wanted] = read[inside - first]
+        """The records at these ascending places of the table."""
+        parts = np.split(places, np.flatnonzero(np.diff(places // WINDOW)) + 1)
+        found = [self._near(part) for part in parts if len(part)]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, ROW), *found])
+
+    def _near(self, places: npt.NDArray[Any]) -> Table:
+        first, last = int(places[0]), int(places[-1])
+        read = self._table[first : last + 1]
+        if len(read) == len(places) and np.array_equal(places, np.arange(first, last + 1)):
+            return read
+        found: Table = read[places - first]
         return found
 
-    def tokens(self, records: Table, file: str) -> Iterator[tuple[TokenArray, BoolArray]]:
+    def tokens(self, records: Table, file: str) -> Iterator[tuple[IntArray, BoolArray]]:
         """Ids and masks of rows, uncut. What lies between them is read too: they are near each other.
 
         Raises DamagedStoreError where bytes have changed; `file` is where the rows came from.
         """
         starts, ends = records["start"], records["start"] + records["length"]
         first, end = int(starts.min()), int(ends.max())
-        all_ids, all_masks = self._ids[first:end], self._mask[first:end]
-        places = zip((starts - first).tolist(), (ends - first).tolist(), strict=True)
-        for number, (start, stop) in enumerate(places):
-            ids, mask = all_ids[start:stop], all_masks[start:stop]
-            if checksum(ids, mask) != records["checksum"][number]:
+        ids, masks = self._ids[first:end], self._mask[first:end]
+        wide = ids.astype(np.int32)
+        places = zip((starts - first).tolist(), (ends - first).tolist(), records["checksum"].tolist(), strict=True)
+        for number, (start, stop, stored) in enumerate(places):
+            mask = masks[start:stop]
+            if checksum(ids[start:stop], mask) != stored:
                 raise DamagedStoreError(self._directory, Origin(file, int(records["line"][number])))
-            yield ids, mask
+            yield wide[start:stop], mask
 
     def row(self, place: int, max_length: int, file: str) -> EncodedRow:
         """A row, cut to `max_length` tokens. Raises DamagedStoreError."""
@@ -111,7 +115,7 @@ class TokenStore:
         [(ids, mask)] = self.tokens(records, file)
         keep = min(len(ids), max_length)
         origin = Origin(file, int(records["line"][0]))
-        return EncodedRow(ids[:keep].astype(np.int32), mask[:keep].copy(), origin, truncated=keep < len(ids))
+        return EncodedRow(ids[:keep], mask[:keep].copy(), origin, truncated=keep < len(ids))
 
 
 def checksum(ids: TokenArray, mask: BoolArray) -> int:
