@@ -23,6 +23,7 @@ from finetune.core.types import BoolArray
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 WINDOW = 8_192  # rows that are worked on at once
+TEXTS = 500  # rows whose texts are held at once
 _IN_MEMORY = 2**17  # bytes
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from finetune.data.checks import opening, prompt_key, row_key
-from finetune.data.columns import WINDOW, Positions, pieces_of, release, row_array, stored, where
+from finetune.data.columns import TEXTS, Positions, pieces_of, release, row_array, stored, where
 from finetune.data.groups import KEYED, Keyed, keyed
 from finetune.data.near import near_groups
 from finetune.data.partition import Records
@@ -133,7 +133,7 @@ def _keys(
 
 def _keyed(examples: Iterator[tuple[int, Example]], key: Callable[[Example], bytes]) -> Iterator[Records]:
     """The records of numbered rows, in pieces."""
-    while some := list(itertools.islice(examples, WINDOW)):
+    while some := list(itertools.islice(examples, TEXTS)):
         words = np.frombuffer(b"".join(key(example) for _, example in some), np.uint64).reshape(len(some), -1)
         labels = np.array([-1 if example.desirable is None else example.desirable for _, example in some], np.int8)
         yield keyed(np.array([row for row, _ in some]), words, labels)

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.columns import WINDOW, Positions, pieces_of, release, row_array, stored, windows
+from finetune.data.columns import TEXTS, Positions, pieces_of, release, row_array, stored, windows
 from finetune.data.partition import Partition, Records
 
 Hashes = npt.NDArray[np.uint64]
@@ -51,7 +51,7 @@ def near_groups(texts: Iterable[str]) -> Iterator[Positions]:
 def _signed(texts: Iterable[str], file: IO[bytes]) -> Iterator[Records]:
     """A record of each text, in pieces; its hashes go to the file."""
     start, coming = 0, iter(texts)
-    while some := list(itertools.islice(coming, WINDOW)):
+    while some := list(itertools.islice(coming, TEXTS)):
         records = np.zeros(len(some), _SIGNED)
         for record, text in zip(records, some, strict=True):
             hashes = _runs(text)

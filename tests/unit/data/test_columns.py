@@ -34,8 +34,10 @@ def _place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def in_tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is large: seven rows at once, and no array in memory."""
     monkeypatch.setattr(columns, "_IN_MEMORY", 0)
-    for module in (columns, partition, token_store, near, doctoring):
+    for module in (columns, partition, token_store):
         monkeypatch.setattr(module, "WINDOW", 7)
+    for texts in (near, doctoring):
+        monkeypatch.setattr(texts, "TEXTS", 7)
 
 
 @pytest.mark.usefixtures("_place")
