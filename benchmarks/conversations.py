@@ -1,5 +1,6 @@
 """Any number of conversations, varied from real or generated ones: no two are equal."""
 
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -8,9 +9,10 @@ from pathlib import Path
 VARIED = 10  # one word of so many is replaced
 
 
-def write_conversations(path: Path, rows: int, *, source: Path, most_characters: int = 1_700) -> None:
+def write_conversations(path: Path, rows: int, *, source: Path, first: int = 0, most_characters: int = 1_700) -> None:
     """JSONL of `rows` conversations in the shape of those of `source`, which has one a line.
 
+    `first` rows are left out before them, so that parts of a large file can be written one by one.
     Rows of the source with more characters are passed over, which sets the mean size.
     """
     rng = random.Random(0)
@@ -18,7 +20,7 @@ def write_conversations(path: Path, rows: int, *, source: Path, most_characters:
     words = sorted({word for line in lines for word in line.split(" ") if _is_plain(word)})
     patterns = [_pattern(line) for line in lines]
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(_lines(patterns, words, rows, rng))
+        file.writelines(itertools.islice(_lines(patterns, words, first + rows, rng), first, None))
 
 
 def _lines(patterns: Sequence[list[str]], words: Sequence[str], rows: int, rng: random.Random) -> Iterator[str]:

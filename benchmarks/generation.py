@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from benchmarks.serving import ADAPTERS, prompts_of, write_adapters
+from benchmarks.servers import ADAPTERS, prompts_of, write_adapters
 from benchmarks.workload import make_workload
 
 HERE = Path(__file__).resolve().parent

@@ -3,7 +3,9 @@
 Sums of a batch and of a row alone are rounded in another order: log-probabilities of float32 agree within 1e-4.
 """
 
+import pkgutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.support.subjects import Subject, finish, make_subject, prompt
 from tests.support.tiny_models import CONFIGS, WINDOW, WINDOWED
 
 from finetune.config.schema import ModelConfig
+from finetune.core.errors import OutOfMemory
 from finetune.core.types import GenerationRequest, Sampling
 from finetune.engines.base import Engine, InferenceSession
 
@@ -121,3 +124,41 @@ def test_adapters_share_a_quantised_base(subject: Subject) -> None:
     together = decode(opened().generator(), *REQUESTS)
     assert together == [alone(session, request) for request in REQUESTS]
     assert together != decode(subject.open().generator(), *REQUESTS)
+
+
+WHERE_TOKENS_ARE_CHOSEN = {
+    "mlx": "finetune.engines.mlx.generate.RowSampler.choose",
+    "pytorch": "finetune.engines.torch.generate.choose",
+}
+
+
+@pytest.mark.parametrize("kind", ["llama"], scope="module")
+@pytest.mark.parametrize("calls", [0, 1, 4], ids=lambda calls: f"after-{calls}")
+def test_where_memory_runs_out_in_a_step_the_next_generator_decodes_as_ever(
+    subject: Subject, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = subject.open()
+    expected = [alone(subject.open(), request) for request in REQUESTS]
+    failing, left = session.generator(), iter(range(calls))
+    for request in REQUESTS:
+        failing.add(request)
+
+    with monkeypatch.context() as patch:
+        place = WHERE_TOKENS_ARE_CHOSEN[subject.engine.name]
+        chosen = pkgutil.resolve_name(place)
+
+        def fails(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise MemoryError("no room for the next token")
+            return chosen(*arguments, **options)
+
+        patch.setattr(place, fails)
+        with pytest.raises(OutOfMemory, match="no room for the next token"):
+            finish(failing)
+    assert not failing.busy
+    for number in range(len(REQUESTS)):
+        failing.cancel(number)  # there is nothing left to cancel, and that is no error
+    generator = session.generator()
+    numbers = [generator.add(request) for request in REQUESTS]
+    events = finish(generator)
+    assert [[event.token for event in events if event.request == number] for number in numbers] == expected

@@ -51,7 +51,6 @@ def share(part: float) -> Any:
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(
         max_examples=max(5, int(TRIED * part)),
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=checks,

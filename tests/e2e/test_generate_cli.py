@@ -1,10 +1,16 @@
 """`ft generate` and `ft chat`, on a real model and on a tiny one; each once in a process of its own."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.support.ft import ft
 from tests.support.in_process import ft_here
+from tests.support.serving import wait_until
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -50,3 +56,20 @@ def test_chat_ends_politely_with_its_input(model: Path) -> None:
     ran = ft("chat", "--model", model, "--max-tokens", 3, "--backend", "mlx", stdin="Hello\n\n/adapter on\n")
     assert ran.code == 0
     assert "no adapter" in ran.err
+
+
+@pytest.mark.parametrize("backend", ["mlx", "pytorch"])
+def test_ctrl_c_ends_a_file_of_prompts_with_whole_lines(model: Path, tmp_path: Path, backend: str) -> None:
+    (tmp_path / "prompts.txt").write_text("Tell me more.\n" * 5_000)
+    output = tmp_path / "answers.jsonl"
+    given = ["--input", str(tmp_path / "prompts.txt"), "--output", str(output), "--max-tokens", "8"]
+    command = [sys.executable, "-m", "finetune", "generate", "--model", str(model), "--backend", backend, *given]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(lambda: output.exists() and output.stat().st_size > 0, seconds=60)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (130, "Stopped.")
+    assert "Traceback" not in said
+    text = output.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    assert [json.loads(line)["index"] for line in text.splitlines()] == list(range(text.count("\n")))

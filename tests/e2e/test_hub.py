@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,22 @@ from unittest.mock import patch
 import pytest
 from huggingface_hub import constants
 from tests.support.ft import Ran
+from tests.support.hostile_models import (
+    CONFIGS,
+    OWN_CODE,
+    PICKLED,
+    TEMPLATES,
+    TOKENIZERS,
+    TRAP,
+    WEIGHTS,
+    Break,
+    with_values,
+)
 from tests.support.hub_server import Hub, Repository, serve
 from tests.support.in_process import ft_here
 from tests.support.model_files import shard_model, write_model
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_tokenizer import tiny_backend
 
 from finetune.models.source import DEMO_DIRECTORY
 
@@ -84,6 +98,7 @@ def tiny(hub: Hub, tmp_path: Path) -> Repository:
     """A model in two shards, and files that no model needs."""
     directory = write_model(tmp_path / "origin")
     shard_model(directory)
+    tiny_backend().save(str(directory / "tokenizer.json"))
     repository = Repository.of(directory)
     repository.files |= {"pytorch_model.bin": b"pickle", "evil.py": b"raise SystemExit", "README.md": b"# Tiny"}
     hub.repositories[NAME] = repository
@@ -211,6 +226,81 @@ def test_a_model_with_code_of_its_own_is_refused_before_its_weights(
     tiny.files[file] = json.dumps({**known, "auto_map": {"AutoModel": "evil.Model"}}).encode()
     assert f"auto_map in {file}" in refused(run("models", "pull", NAME))
     assert not [name for name in hub.fetched() if name.startswith("model-")]
+
+
+@pytest.fixture
+def broken(hub: Hub, tmp_path: Path) -> Callable[[Break], Repository]:
+    """A repository with a model that was spoiled before it was uploaded, so that all of its hashes are right."""
+
+    def upload(spoil: Break) -> Repository:
+        directory = write_tiny_model(tmp_path / "spoiled" / "model")
+        spoil(directory)
+        hub.repositories[NAME] = Repository.of(directory)
+        return hub.repositories[NAME]
+
+    return upload
+
+
+def require_bad_model(said: str, tmp_path: Path) -> None:
+    assert "models--some-org--tiny" in said or NAME in said, said
+    assert "fault in finetune" not in said
+    assert not list(tmp_path.rglob(TRAP))
+
+
+# A directory is no file of a repository; what a tokenizer knows beyond the model, or does not know, shows in rows.
+NOT_AT_PULL = {"a directory", "no vocabulary", "more tokens than embeddings"}
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS.keys() - NOT_AT_PULL))
+def test_a_tokenizer_that_is_none_is_refused_before_the_weights(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(TOKENIZERS[name])
+    said = refused(run("models", "pull", NAME))
+    require_bad_model(said, tmp_path)
+    assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize(
+    "name", ["not JSON", "a list", "no architecture", "architecture number", "negative vocabulary"]
+)
+def test_a_description_of_no_model_is_refused_before_the_weights(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(CONFIGS[name])
+    require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+    assert "model.safetensors" not in hub.fetched()
+
+
+@pytest.mark.parametrize("cases", [PICKLED, OWN_CODE], ids=["pickled", "own code"])
+def test_a_model_that_is_a_program_is_refused(
+    run: Run, hub: Hub, broken: Callable[[Break], Repository], tmp_path: Path, cases: dict[str, Break]
+) -> None:
+    for spoil in cases.values():
+        shutil.rmtree(tmp_path / "spoiled", ignore_errors=True)
+        broken(spoil)
+        require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["header of 2^63 bytes", "no tensors", "offsets beyond the file", "truncated data", "index to the parent"]
+)
+def test_weights_that_are_none_are_refused_by_their_name(
+    run: Run, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(WEIGHTS[name])
+    require_bad_model(refused(run("models", "pull", NAME)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nested loops", "globals", "10^9 characters by joining"])
+def test_a_template_that_would_run_long_or_reach_out_is_refused_when_it_is_used(
+    run: Run, broken: Callable[[Break], Repository], tmp_path: Path, name: str
+) -> None:
+    broken(with_values("tokenizer_config.json", chat_template=TEMPLATES[name]))
+    assert run("models", "pull", NAME).code == 0  # with --template it is a model like others
+    said = refused(run("generate", "--model", NAME, "--prompt", "Hi", "--backend", "mlx"))
+    assert "`tokenizer`" in said
+    assert "fault in finetune" not in said
 
 
 def test_a_repository_of_something_else_is_refused(run: Run, hub: Hub) -> None:

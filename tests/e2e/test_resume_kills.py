@@ -23,7 +23,7 @@ import pytest
 from tests.support.tiny_model import write_tiny_model
 
 KILLS = int(os.environ.get("FT_TEST_KILLS", "10"))  # SIGKILLs on each engine
-STEPS = 60
+STEPS = 36
 REPOSITORY = Path(__file__).resolve().parents[2]
 SERVER = REPOSITORY / "tests" / "support" / "fork_server.py"
 BY_HAND = {signal.SIGTERM: {143, -signal.SIGTERM}, signal.SIGINT: {130}, signal.SIGKILL: {-signal.SIGKILL}}
@@ -94,19 +94,26 @@ output: {{eval_steps: 8, checkpoint_steps: 3, keep_checkpoints: 2, sample_prompt
 """
 
 
-@pytest.fixture(scope="module", params=["mlx", "pytorch"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ForkServer, Path]]:
+    """A server for the runs of both engines, and the folder that it works in."""
     folder = tmp_path_factory.mktemp("kills")
     write_tiny_model(folder / "model")
     rows = [{"prompt": f"count from {n}", "completion": f"{n} {n + 1} {n + 2}"} for n in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.yml").write_text(CONFIG)
     server = ForkServer(folder)
-    world = World(server, folder, folder / "whole", 0.0, request.param)
-    began = time.monotonic()
-    assert server.ft(*world.start(world.whole)) == 0, (folder / "ft.log").read_text()
-    yield replace(world, seconds=time.monotonic() - began)
+    yield server, folder
     server.close()
+
+
+@pytest.fixture(scope="module", params=["mlx", "pytorch"])
+def world(request: pytest.FixtureRequest, server: tuple[ForkServer, Path]) -> World:
+    fork_server, folder = server
+    world = World(fork_server, folder, folder / f"whole-{request.param}", 0.0, request.param)
+    began = time.monotonic()
+    assert fork_server.ft(*world.start(world.whole)) == 0, (folder / "ft.log").read_text()
+    return replace(world, seconds=time.monotonic() - began)
 
 
 def final_state(run: Path) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def test_random_kills_leave_no_trace_in_the_result(world: World) -> None:
     attempt = 0
     while killed[signal.SIGKILL] < KILLS:
         attempt += 1
-        run = world.folder / f"run-{attempt}"
+        run = world.folder / f"{world.backend}-{attempt}"
         command: tuple[object, ...] = world.start(run)
         code = None
         while code != 0:

@@ -253,7 +253,7 @@ def test_after_the_grace_period_streams_end_with_an_error(world: World, tmp_path
         assert rest[-1] == "data: [DONE]"
         assert "shutting down" in rest[-2]
         assert server.process.wait(timeout=60) == 143
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
 
 
 def test_a_port_in_use_and_other_wrong_options_are_said_before_anything_loads(world: World, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 from tests.support.serving import ServeProcess, wait_until
 from tests.support.tiny_model import write_tiny_adapter, write_tiny_model
 
-# The whole storm is for the hand: FT_STORM_REQUESTS=1000 pytest tests/e2e/test_serve_storm.py -s
+# The whole storm is for the hand, on each engine: FT_STORM_REQUESTS=1000 FT_STORM_BACKEND=pytorch pytest ... -s
 REQUESTS = int(os.environ.get("FT_STORM_REQUESTS", "160"))
+BACKEND = os.environ.get("FT_STORM_BACKEND", "mlx")
 AT_ONCE = 24
 MODELS = ("tiny", "one", "two")
 BAD_BODIES: list[Any] = [
@@ -93,7 +94,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
     (root / "broken" / "adapter_model.safetensors").write_bytes(b"not a tensor")
     given = [f"--adapter={name}={root / name}" for name in MODELS[1:]]
     loading = ("--allow-adapter-loading", "--adapter-root", root, "--max-queue", 100)
-    with ServeProcess(model, "--backend", "mlx", *given, *loading, log=place / "log") as server:
+    with ServeProcess(model, "--backend", BACKEND, *given, *loading, log=place / "log") as server:
         found = Storm(server)
         with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
             for name in MODELS:
@@ -117,7 +118,9 @@ def test_a_storm_harms_nobody_and_leaves_nothing_behind(storm: Storm, tmp_path: 
     listed = httpx.get(f"{storm.server.url}/v1/models", trust_env=False).json()["data"]
     assert [model["id"] for model in listed] == list(MODELS)
     growth = process.memory_info().rss - settled
-    print(f"{REQUESTS} requests; memory after the first half {settled / 1e6:.0f} MB, then {growth / 1e6:+.1f} MB")
+    print(
+        f"{REQUESTS} requests, {BACKEND}; memory of the first half {settled / 1e6:.0f} MB, then {growth / 1e6:+.1f} MB"
+    )
     # Prefixes of prompts are kept on purpose, and allocators keep some: far below what leaked requests would cost.
     assert growth < 40e6
     assert "Traceback" not in storm.server.text

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from tests.support.in_process import ft_here as ft
+from tests.support.quantised import quantise
 from tests.support.tiny_model import write_tiny_model
 from tests.support.tiny_run import tiny_run
 
+from finetune.models.weights import read_weights
 from finetune.workflows import harness as workflow
 
 INSTALLED = find_spec("lm_eval") is not None
@@ -46,6 +48,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def simple_evaluate(**arguments: Any) -> dict[str, Any]:
         directory = Path(arguments["model_args"]["pretrained"])
         seen.update(arguments, directory=directory, files={path.name for path in directory.iterdir()})
+        seen["config"] = json.loads((directory / "config.json").read_text())
+        seen["types"] = [tensor.dtype for tensor in read_weights(directory)]
         return REPORT
 
     package, tasks = ModuleType("lm_eval"), ModuleType("lm_eval.tasks")
@@ -78,6 +82,18 @@ def test_a_model_is_measured_where_it_lies(run: Path, asked: dict[str, Any]) -> 
     ran = ft("harness", "--model", model, "--tasks", "arc", "--json")
     assert asked["directory"] == model
     assert ran.json["figures"][0] == {"task": "arc", "metric": "acc", "value": 0.5, "error": 0.25}
+
+
+def test_a_run_on_a_base_that_mlx_has_packed_is_given_as_floats(asked: dict[str, Any], tmp_path: Path) -> None:
+    packed = quantise(write_tiny_model(tmp_path / "float"), tmp_path / "packed")
+    run = tiny_run(tmp_path / "work", packed)
+    for what in (run, run / "adapter"):
+        ran = ft("harness", what, "--tasks", "arc")
+        assert ran.code == 0, ran.err
+        assert "quantization" not in asked["config"]
+        assert set(asked["types"]) == {"F32"}
+    ran = ft("harness", "--model", packed, "--tasks", "arc")
+    assert (ran.code, "its weights are packed for MLX" in ran.err) == (2, True)
 
 
 def test_wrong_requests_say_what_is_wrong(run: Path, asked: dict[str, Any], tmp_path: Path) -> None:

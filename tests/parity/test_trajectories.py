@@ -3,6 +3,8 @@
 Both engines are held to the same reference, so they are at most twice the bound apart.
 """
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 # 3e-6 with seven layers. A mistake in scale, decay, clipping or weighting shows at 1e-2 within five steps.
 DRIFT = 3e-5
 LORA_STEPS, FULL_STEPS = 50, 20
+Reference = Callable[[str], tuple[Path, list[float]]]  # an architecture's model, and the losses of the reference on it
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +31,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def lora_run(request: pytest.FixtureRequest, models: Path) -> tuple[Path, list[float]]:
-    """A model and the losses of the reference on it."""
-    path = make_model(models / request.param, request.param)
-    model = peft_loop.with_peft(peft_loop.load(path), LoraConfig(rank=4))
-    rates = warm_rates(LORA_STEPS, 1e-2)
-    return path, peft_loop.train(model, short_steps(LORA_STEPS), TrainingConfig(weight_decay=0.1), rates=rates)
+@pytest.fixture(scope="module")
+def lora_run(models: Path) -> Reference:
+    """Once for both engines."""
+
+    @cache
+    def run(kind: str) -> tuple[Path, list[float]]:
+        path = make_model(models / kind, kind)
+        model = peft_loop.with_peft(peft_loop.load(path), LoraConfig(rank=4))
+        rates = warm_rates(LORA_STEPS, 1e-2)
+        return path, peft_loop.train(model, short_steps(LORA_STEPS), TrainingConfig(weight_decay=0.1), rates=rates)
+
+    return run
 
 
 @pytest.mark.lora
-def test_lora_walks_the_curve_of_peft(engine: Engine, lora_run: tuple[Path, list[float]]) -> None:
-    path, expected = lora_run
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lora_walks_the_curve_of_peft(engine: Engine, lora_run: Reference, kind: str) -> None:
+    path, expected = lora_run(kind)
     session = open_training(engine, path, lora=LoraConfig(rank=4), weight_decay=0.1)
     found = walk(session, short_steps(LORA_STEPS), rates=warm_rates(LORA_STEPS, 1e-2))
     assert drift(found, expected).max() < DRIFT
@@ -62,15 +71,20 @@ def test_other_settings_of_lora_walk_the_curve_of_peft(engine: Engine, llama: Pa
     assert drift(walk(open_training(engine, llama, lora=lora), steps, rates=rates), expected).max() < DRIFT
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-tied", "gpt2"])
-def full_run(request: pytest.FixtureRequest, models: Path) -> tuple[Path, list[float]]:
-    path = make_model(models / f"full-{request.param}", request.param)
-    rates = warm_rates(FULL_STEPS, 1e-3)
-    return path, peft_loop.train(peft_loop.load(path), short_steps(FULL_STEPS), TrainingConfig(), rates=rates)
+@pytest.fixture(scope="module")
+def full_run(models: Path) -> Reference:
+    @cache
+    def run(kind: str) -> tuple[Path, list[float]]:
+        path = make_model(models / f"full-{kind}", kind)
+        rates = warm_rates(FULL_STEPS, 1e-3)
+        return path, peft_loop.train(peft_loop.load(path), short_steps(FULL_STEPS), TrainingConfig(), rates=rates)
+
+    return run
 
 
-def test_full_tuning_walks_the_curve_of_a_plain_loop(engine: Engine, full_run: tuple[Path, list[float]]) -> None:
-    path, expected = full_run
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2"])
+def test_full_tuning_walks_the_curve_of_a_plain_loop(engine: Engine, full_run: Reference, kind: str) -> None:
+    path, expected = full_run(kind)
     session = open_training(engine, path, method="full")
     found = walk(session, short_steps(FULL_STEPS), rates=warm_rates(FULL_STEPS, 1e-3))
     assert drift(found, expected).max() < DRIFT

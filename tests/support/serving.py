@@ -221,7 +221,7 @@ def served(
     thread.start()
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=20) as client:
+        with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=60) as client:
             yield Served(url, session, worker, service, client)
     finally:
         server.should_exit = True
@@ -230,7 +230,7 @@ def served(
         listener.close()
 
 
-def wait_until(holds: Any, seconds: float = 10.0) -> None:
+def wait_until(holds: Any, seconds: float = 60.0) -> None:
     """Wait for something that another thread does. Fails with the condition where it never comes."""
     end = time.monotonic() + seconds
     while not holds():

@@ -3,12 +3,12 @@
 A is (rank, in), B is (out, rank), a DoRA magnitude is (out,). Nothing here knows an engine or a file.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from finetune.adapters.lora import lora_scale
+from finetune.adapters.patterns import matches
 from finetune.core.types import FloatArray
 
 PREFIX = "base_model.model."
@@ -67,11 +67,11 @@ class AdapterConfig:
 
     def alpha_of(self, module: str) -> float:
         """The alpha that the configuration gives to `module`."""
-        return next((value for key, value in self.alpha_pattern.items() if _matches(key, module)), self.alpha)
+        return next((value for key, value in self.alpha_pattern.items() if matches(key, module)), self.alpha)
 
     def rank_of(self, module: str) -> int:
         """The rank that the configuration gives to `module`."""
-        return next((value for key, value in self.rank_pattern.items() if _matches(key, module)), self.rank)
+        return next((value for key, value in self.rank_pattern.items() if matches(key, module)), self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +112,6 @@ class Adapter:
             alpha_pattern={module: alpha for module, alpha in alphas.items() if alpha != config.alpha},
         )
         return replace(self, config=renamed, updates={moved[old]: update for old, update in self.updates.items()})
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule: the pattern, a regular expression, matches the end of the module's path."""
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
 def compact_targets(adapted: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:

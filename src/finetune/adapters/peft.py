@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from finetune.adapters.adapter import PREFIX, Adapter, AdapterConfig, LoraUpdate, joined, peft_names
+from finetune.adapters.patterns import is_pattern, too_slow
 from finetune.adapters.peft_limits import refused_options, refused_tensor
 from finetune.adapters.tensors import read_tensors
 from finetune.core.errors import ModelError
@@ -22,6 +23,7 @@ _TENSOR = re.compile(
     r"(?:lora_(?P<matrix>[AB])(?:\.(?P<name>[^.]+))?\.weight"
     r"|lora_magnitude_vector(?:\.(?!weight$)(?P<of>[^.]+))?(?:\.weight)?)"
 )
+_SHOWN = 100  # characters of a wrong value
 _MATRICES = {"A": "a", "B": "b", None: "magnitude"}
 
 
@@ -92,14 +94,26 @@ def _wrong_values(document: Mapping[str, Any]) -> list[str]:
         problems.append(f"r = {document.get('r')!r} is not a rank")
     if not _is_alpha(document.get("lora_alpha")):
         problems.append(f"lora_alpha = {document.get('lora_alpha')!r} is not a scale numerator")
+    targets = document.get("target_modules") or ()
+    if not isinstance(targets, str) and not _are_names(targets):
+        problems.append(f"target_modules = {_short(targets)} is neither a pattern nor a list of names")
     for key, fits, kind in (("rank_pattern", _is_rank, "rank"), ("alpha_pattern", _is_alpha, "scale numerator")):
         pattern = document.get(key) or {}
         if not isinstance(pattern, dict):
             problems.append(f"{key} = {pattern!r} is not a mapping")
             continue
-        problems += [f"{key}: {name!r} is no pattern" for name in pattern if not _is_pattern(name)]
+        problems += [f"{key}: {_short(name)} is no pattern" for name in pattern if not is_pattern(name)]
         problems += [f"{key}: {value!r} is not a {kind}" for value in pattern.values() if not fits(value)]
     return problems
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _is_rank(value: Any) -> bool:
@@ -110,20 +124,13 @@ def _is_alpha(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value != 0
 
 
-def _is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
 def read_peft(weights: Path, document: Mapping[str, Any]) -> Adapter:
     """Read the weights, given the content of `adapter_config.json`. Raises ModelError with all that is wrong."""
     config = peft_config(weights.parent, document)
     problems: list[str] = []
     updates = joined(_by_module(read_tensors(weights), problems), problems)
-    problems.extend(_contradictions(config, updates))
+    slow = too_slow((*config.rank_pattern, *config.alpha_pattern), updates)
+    problems.extend(slow or _contradictions(config, updates))
     if problems:
         raise ModelError("\n  ".join([f"{weights} cannot be used:", *problems]))
     return Adapter(config, updates)

@@ -156,19 +156,26 @@ def check(
     """
     from finetune.workflows.check_data import check_data
 
-    found = check_data(file, validation=validation, model=model, template=template, columns=_columns(column))
+    found = check_data(
+        file,
+        validation=validation,
+        model=model,
+        template=template,
+        columns=_columns(column),
+        most=None if json else show,
+    )
     if json:
         print_json(asdict(found))
         return
     typer.echo(f"{found.rows:,} rows, of which {len(found.unusable):,} cannot be used")
     for kind in found.checks:
-        typer.echo(f"\n{kind.name}: {len(kind.findings):,}")
-        for finding in kind.findings[:show]:
+        typer.echo(f"\n{kind.name}: {kind.count:,}")
+        for finding in kind.findings:
             more = f" and {len(finding.rows) - 3} more" if len(finding.rows) > 3 else ""
             typer.echo(f"  {', '.join(finding.rows[:3])}{more}: {finding.detail}")
-        if len(kind.findings) > show:
-            typer.echo(f"  and {len(kind.findings) - show:,} more (--show {len(kind.findings)} lists all)")
-        if kind.findings:
+        if kind.count > show:
+            typer.echo(f"  and {kind.count - show:,} more (--show {kind.count} lists all)")
+        if kind.count:
             typer.echo(f"  {kind.advice}")
 
 

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from finetune import __version__
 from finetune.cli.console import JSON, note, print_json
+from finetune.cli.reading import reading_shown
 from finetune.core.errors import FinetuneError
 
 INTERRUPTED = 130
@@ -103,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error becomes a message."""
     try:
-        code = int(app(list(arguments), prog_name="ft", standalone_mode=False) or 0)
+        with reading_shown():
+            code = int(app(list(arguments), prog_name="ft", standalone_mode=False) or 0)
     except FinetuneError as error:
         return _report(arguments, error, str(error), error.exit_code)
     except typer.TyperException as error:

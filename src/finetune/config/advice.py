@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune.config.schema import RunConfig
+from finetune.core.types import IntArray
 
 LORA_RATES = (2e-5, 1e-3)
 FULL_RATES = (1e-6, 1e-4)
@@ -20,7 +21,7 @@ SMALL_MODEL = 100_000_000  # parameters; below it, learning rates go ten times h
 class Facts:
     """What is known of the data when advice is asked for; None and an empty list where it is not."""
 
-    lengths: Sequence[int] = ()  # tokens of each training row
+    lengths: Sequence[int] | IntArray = ()  # tokens of each training row
     validation_rows: int | None = None
     total_steps: int | None = None
     parameters: int | None = None  # of the model
@@ -33,7 +34,7 @@ class Facts:
 def advise(
     config: RunConfig,
     *,
-    lengths: Sequence[int] = (),
+    lengths: Sequence[int] | IntArray = (),
     validation_rows: int | None = None,
     total_steps: int | None = None,
     parameters: int | None = None,

@@ -1,18 +1,19 @@
 """Directories on disk that can be made again, each named by everything that it depends on.
 
-An entry is written under another name, synced, sealed by a manifest with the SHA-256 of its files, and renamed:
-processes that make the same entry at once do not meet, and one that is killed leaves nothing that counts. Entries that
-were not used for the longest time go when all together pass the limit.
+An entry is written under another name, synced, sealed by a manifest that knows its files, and renamed: processes that
+make the same entry at once do not meet, and one that is killed leaves nothing that counts. Entries that were not used
+for the longest time go when all together pass the limit.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from finetune.core.errors import UsageError
 from finetune.core.files import is_temporary, read_json, sha256_of, sync, temporary_beside
 
 DEFAULT_GIGABYTES = 20.0
-_MANIFEST = "entry.json"
+_MANIFEST, _LOCK = "entry.json", "lock"
 _YOUNG = 60.0  # seconds in which a new entry gets its lock
 
 
@@ -51,14 +52,14 @@ class DiskCache:
     limit: int
 
     def find(self, key: str, *, on_damage: Callable[[Path], None]) -> Entry | None:
-        """The entry, if it is there and every file has its hash; one that has not is deleted, and `on_damage` hears.
+        """The entry, if it is there and its files are what was written; else it is deleted, and `on_damage` hears.
 
         What a reader has opened stays readable when another process deletes the entry.
         """
         place = self.root / key
         try:
-            entry, hashes = _read(place)
-            if any(sha256_of(place / name) != digest for name, digest in hashes.items()):
+            entry, files = _read(place)
+            if not all(file.is_in(place) for file in files):
                 raise ValueError("a file has changed")
             with contextlib.suppress(OSError):  # a cache that may only be read serves all the same
                 os.utime(place / _MANIFEST)
@@ -69,28 +70,32 @@ class DiskCache:
             pass
         else:
             return entry
-        _discard(place)
+        self.remove(key)
         on_damage(place)
         return None
 
-    def add(self, key: str, fill: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-        """Make an entry of what `fill` writes into an empty directory. Raises what `fill` raises, and OSError.
+    def remove(self, key: str) -> None:
+        """Delete an entry, whole or not."""
+        _discard(self.root / key)
 
-        Where another process was first, its entry stays.
-        """
+    def add(self, key: str, fill: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+        """Make an entry of what `fill` writes into an empty directory. Raises what `fill` raises, and OSError."""
+        with self.writing(key) as unfinished:
+            fill(unfinished.directory)
+            unfinished.publish(facts)
+
+    @contextlib.contextmanager
+    def writing(self, key: str) -> Iterator["Unfinished"]:
+        """A directory to write files into; it is an entry from `Unfinished.publish` on. Raises OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._clean()
-        unfinished = temporary_beside(self.root / key)
-        unfinished.mkdir()
+        directory = temporary_beside(self.root / key)
+        directory.mkdir()
         try:
-            with _held(unfinished):
-                fill(unfinished)
-                _seal(unfinished, facts)
-                with contextlib.suppress(FileExistsError, NotADirectoryError):
-                    _publish(unfinished, self.root / key)
+            with _held(directory):
+                yield Unfinished(self, key, directory)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._make_room(key)
+            shutil.rmtree(directory, ignore_errors=True)
 
     def entries(self) -> list[Entry]:
         """What is there, the latest used first. Hashes are not compared."""
@@ -100,12 +105,13 @@ class DiskCache:
                 found += [_read(place)[0]] if not is_temporary(place) else []
         return sorted(found, key=lambda entry: -entry.used)
 
-    def _make_room(self, keep: str) -> None:
+    def make_room(self, keep: str) -> None:
+        """Delete what was not used for the longest time until all fit the limit; `keep` stays."""
         total = 0
         for entry in self.entries():
             total += entry.bytes
             if total > self.limit and entry.path.name != keep:
-                _discard(entry.path)
+                self.remove(entry.path.name)
 
     def _clean(self) -> None:
         """Delete what killed processes left."""
@@ -114,15 +120,52 @@ class DiskCache:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def _seal(directory: Path, facts: Mapping[str, Any]) -> None:
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    for file in files:
-        sync(file)
-    hashes = {file.name: sha256_of(file) for file in files}
-    document = {"files": hashes, "bytes": sum(file.stat().st_size for file in files), "facts": facts}
-    (directory / _MANIFEST).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An entry that is being written, in `directory`."""
+
+    cache: DiskCache
+    key: str
+    directory: Path
+
+    def publish(self, facts: Mapping[str, Any], *, by_size: Collection[str] = ()) -> None:
+        """Make it the entry; where another process was first, that one's stays. Raises OSError.
+
+        Of the files named in `by_size` only the size is compared later: whoever reads them has checks of their own.
+        """
+        _seal(self.directory, facts, by_size)
+        with contextlib.suppress(FileExistsError, NotADirectoryError):
+            _publish(self.directory, self.cache.root / self.key)
+        self.cache.make_room(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A file as it was written. `sha256` None: it is known by its size."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+
+    def is_in(self, place: Path) -> bool:
+        file = place / self.name
+        return file.stat().st_size == self.bytes and self.sha256 in (None, self.sha256 and sha256_of(file))
+
+
+def _seal(directory: Path, facts: Mapping[str, Any], by_size: Collection[str]) -> None:
+    files = []
+    for path in sorted(path for path in directory.iterdir() if path.is_file() and path.name != _LOCK):
+        sync(path)
+        files.append(_Sealed(path.name, path.stat().st_size, None if path.name in by_size else sha256_of(path)))
+    manifest = {"files": [asdict(file) for file in files], "facts": facts}
+    document = {**manifest, "sha256": _digest(manifest)}
+    (directory / _MANIFEST).write_text(json.dumps(document, indent=2), encoding="utf-8")
     sync(directory / _MANIFEST)
     sync(directory)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _publish(unfinished: Path, place: Path) -> None:
@@ -135,10 +178,14 @@ def _publish(unfinished: Path, place: Path) -> None:
     sync(place.parent)
 
 
-def _read(place: Path) -> tuple[Entry, Mapping[str, str]]:
-    document = read_json(place / _MANIFEST)
+def _read(place: Path) -> tuple[Entry, list[_Sealed]]:
+    """An entry by its manifest. Raises OSError, and ValueError, KeyError or TypeError for one that is damaged."""
+    manifest = read_json(place / _MANIFEST)
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError("the manifest has changed")
+    files = [_Sealed(**file) for file in manifest["files"]]
     used = (place / _MANIFEST).stat().st_mtime
-    return Entry(place, int(document["bytes"]), used, dict(document["facts"])), dict(document["files"])
+    return Entry(place, sum(file.bytes for file in files), used, manifest["facts"]), files
 
 
 def _discard(place: Path) -> None:
@@ -152,23 +199,18 @@ def _discard(place: Path) -> None:
 @contextlib.contextmanager
 def _held(directory: Path) -> Iterator[None]:
     """A lock that says: somebody is at work here. It vanishes with the process."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with (directory / _LOCK).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_held(directory: Path) -> bool:
     try:
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return time.time() - directory.stat().st_mtime < _YOUNG  # made this moment, and not locked yet
-        finally:
-            os.close(descriptor)
+        with (directory / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # it is being deleted
-        return True
+    except OSError:  # made this moment, and without its lock yet; or it is being deleted
+        with contextlib.suppress(OSError):
+            return time.time() - directory.stat().st_mtime < _YOUNG
+    return False

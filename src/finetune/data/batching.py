@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.core.errors import DataError
-from finetune.core.types import Batch, IntArray
+from finetune.core.types import Batch
+from finetune.data.columns import release, shuffled, windows
 from finetune.data.packing import collate_packed, pack
 from finetune.data.rows import EncodedRow
-from finetune.data.stored_rows import lengths_of
+from finetune.data.stored_rows import lengths_of, longest_of
 
 _FINEST = 8  # tokens between padded lengths
 _GROUP_COST = 64  # what a micro-batch costs besides its tokens, in tokens: dispatch, small products, sums
@@ -43,9 +45,9 @@ class BatchPlan:
         self._seed = seed
         self._pad_id = pad_id
         self._packing = packing
-        self._longest = int(lengths_of(rows).max()) - 1
+        self._longest = longest_of(rows) - 1
         self.steps_per_epoch = -(-len(rows) // rows_per_step)
-        self._order: tuple[int, IntArray] = (-1, np.empty(0, np.int32))
+        self._order: tuple[int, npt.NDArray[np.int32 | np.int64]] = (-1, np.empty(0, np.int32))
 
     def step(self, index: int) -> tuple[Batch, ...]:
         """The micro-batches of step `index`, counted from 0 over all epochs."""
@@ -58,12 +60,14 @@ class BatchPlan:
         """Which rows step `index` reads."""
         epoch, within = divmod(index, self.steps_per_epoch)
         start = within * self._rows_per_step
-        return [int(number) for number in self._epoch_order(epoch)[start : start + self._rows_per_step]]
+        order = self._epoch_order(epoch)
+        numbers: list[int] = order[start : start + self._rows_per_step].tolist()
+        release(order)
+        return numbers
 
-    def _epoch_order(self, epoch: int) -> IntArray:
+    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int32 | np.int64]:
         if self._order[0] != epoch:
-            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            self._order = (epoch, generator.permutation(len(self._rows)).astype(np.int32))
+            self._order = (epoch, shuffled(len(self._rows), np.random.Generator(np.random.PCG64([self._seed, epoch]))))
         return self._order[1]
 
 
@@ -71,11 +75,12 @@ def evaluation_batches(
     rows: Sequence[EncodedRow], *, max_rows: int, max_tokens: int | None, pad_id: int, packing: bool = False
 ) -> Iterator[Batch]:
     """All rows once. The summed loss depends neither on how they are cut nor on how they are laid out."""
-    if not rows:
-        return iter(())
-    if packing:
-        return _packed(rows, max_rows, max_tokens)
-    return _padded(rows, int(lengths_of(rows).max()) - 1, max_rows, max_tokens, pad_id)
+    longest = longest_of(rows) - 1 if rows else 0
+    for window in windows(len(rows)):
+        some = rows[window]
+        yield from (
+            _packed(some, max_rows, max_tokens) if packing else _padded(some, longest, max_rows, max_tokens, pad_id)
+        )
 
 
 def _packed(rows: Sequence[EncodedRow], max_rows: int, max_tokens: int | None) -> Iterator[Batch]:

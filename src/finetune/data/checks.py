@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections import defaultdict
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -72,14 +73,27 @@ class LengthSummary:
         return self.longest if self.longest <= 1.5 * covering else covering
 
 
-def summarise_lengths(lengths: Sequence[int] | npt.NDArray[Any]) -> LengthSummary | None:
-    """Percentiles are lengths that occur; the histogram's bounds are powers of two. None for no rows."""
-    if not len(lengths):
-        return None
-    ordered = np.sort(np.asarray(lengths, np.int64))
-    at = [int(np.percentile(ordered, share, method="higher")) for share in (50, 95, 99)]
-    bins: dict[int, int] = defaultdict(int)
-    for length, rows in zip(*np.unique(ordered, return_counts=True), strict=True):
-        bins[max(16, 1 << max(0, int(length) - 1).bit_length())] += int(rows)
-    histogram = tuple(sorted(bins.items()))
-    return LengthSummary(int(ordered[0]), at[0], at[1], at[2], int(ordered[-1]), int(ordered.sum()), histogram)
+class LengthCounts:
+    """How many rows have each length: what a summary of any number of rows needs."""
+
+    def __init__(self) -> None:
+        self._rows = Counter[int]()
+
+    def add(self, lengths: npt.NDArray[Any]) -> None:
+        """Count some more rows."""
+        for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True):
+            self._rows[int(length)] += int(rows)
+
+    def summary(self) -> LengthSummary | None:
+        """Percentiles are lengths that occur; the histogram's bounds are powers of two. None for no rows."""
+        if not self._rows:
+            return None
+        lengths = sorted(self._rows)
+        up_to = np.cumsum([self._rows[length] for length in lengths])
+        ranks = [math.ceil((int(up_to[-1]) - 1) * (share / 100)) for share in (50, 95, 99)]
+        p50, p95, p99 = (lengths[int(np.searchsorted(up_to, rank, side="right"))] for rank in ranks)
+        bins = Counter[int]()
+        for length in lengths:
+            bins[max(16, 1 << max(0, length - 1).bit_length())] += self._rows[length]
+        total = sum(length * rows for length, rows in self._rows.items())
+        return LengthSummary(lengths[0], p50, p95, p99, lengths[-1], total, tuple(sorted(bins.items())))

@@ -1,18 +1,22 @@
 """What is suspicious about rows that are well formed: each finding names the rows, and nothing is changed.
 
-The rows are gone through several times and never held: of each, digests are kept, and the words of those that are
-found.
+The rows are gone through several times and never held: digests of them are kept on the disk, and the words of those
+that are listed.
 """
 
+import heapq
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finetune.data.checks import opening, prompt_key, row_key
-from finetune.data.groups import Digests, Groups, Positions, conflicting, group
+from finetune.data.columns import WINDOW, Positions, pieces_of, release, row_array, stored, where
+from finetune.data.groups import KEYED, Keyed, keyed
 from finetune.data.near import near_groups
+from finetune.data.partition import Records
 from finetune.data.rows import Example
 from finetune.data.templates import Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer
@@ -29,105 +33,174 @@ class Finding:
     detail: str
 
 
-def both_labels(examples: Iterable[Example]) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The first findings of a check, as many as were asked for (None: all), and how many there are."""
+
+    count: int
+    findings: tuple[Finding, ...]
+
+
+def both_labels(examples: Iterable[Example], limit: int | None = None) -> Found:
     """The same request, labelled desirable and undesirable."""
-    prompts = group(_digests(examples, prompt_key))
-    labels = np.array([-1 if example.desirable is None else example.desirable for example in examples], np.int8)
-    labelled = np.flatnonzero(labels >= 0)
-    return _named(examples, [labelled[prompts.of_row[labelled] == number] for number in conflicting(prompts, labels)])
+    return _named(examples, _by(examples, prompt_key).conflicts(), limit)
 
 
-def different_answers(examples: Iterable[Example]) -> list[Finding]:
+def different_answers(examples: Iterable[Example], limit: int | None = None) -> Found:
     """The same request, with answers that differ; rows that are left out for their label do not count."""
-    counted = np.array([example.text is None and example.desirable is not False for example in examples], np.bool_)
-    different = np.flatnonzero(counted & ~group(_digests(examples, row_key)).copies())
-    requests = group(_digests(examples, _whole_request)[different])
-    return _named(examples, [different[members] for members in _of_several(requests)])
+    back = _by(examples, row_key).steps_back()
+    requests = _by(examples, _whole_request, lambda row, example: not back[row] and _is_answered(example))
+    return _named(examples, requests.of_several(), limit)
 
 
-def exact_copies(examples: Iterable[Example]) -> list[Finding]:
+def exact_copies(examples: Iterable[Example], limit: int | None = None) -> Found:
     """Rows that are there several times."""
-    return _named(examples, _of_several(group(_digests(examples, row_key))))
+    return _named(examples, _by(examples, row_key).of_several(), limit)
 
 
-def near_copies(examples: Iterable[Example]) -> list[Finding]:
+def near_copies(examples: Iterable[Example], limit: int | None = None) -> Found:
     """Rows that are almost the same; of exact copies one takes part."""
-    copies = group(_digests(examples, row_key)).copies()
-    rows = np.flatnonzero(~copies)
-    groups = near_groups(_all_text(example) for example, copy in zip(examples, copies, strict=True) if not copy)
-    return _named(examples, [rows[members] for members in groups])
+    back = _by(examples, row_key).steps_back()
+    rows = where(len(back), lambda window: back[window] == 0)
+    different = (_all_text(example) for row, example in enumerate(examples) if not back[row])
+    return _named(examples, (rows[members] for members in near_groups(different)), limit)
 
 
-def leaks(examples: Iterable[Example], held_out: Iterable[Example]) -> list[Finding]:
+def leaks(examples: Iterable[Example], held_out: Iterable[Example], limit: int | None = None) -> Found:
     """Validation rows whose request is trained on too, exactly or almost."""
-    sides = [_digests(examples, prompt_key), _digests(held_out, prompt_key)]
-    count = len(sides[0])
-    requests = group(np.concatenate(sides))
-    asked = requests.of_row[count:]
-    first = requests.first[asked]
-    exact = first < count
-    pairs = [(number, int(first[number])) for number in np.flatnonzero(exact).tolist()]
-    rest = np.flatnonzero(~exact)
-    unknown = (example for example, known in zip(held_out, exact, strict=True) if not known)
-    for members in near_groups(_opening(example) for side in (examples, unknown) for example in side):
-        known = [position for position in members if position < count]
-        pairs += [(int(rest[position - count]), known[0]) for position in members if position >= count and known]
-    asked_at = _places(held_out, {new for new, _ in pairs})
-    known_at = _places(examples, {old for _, old in pairs})
-    return [Finding((asked_at[new][0], known_at[old][0]), asked_at[new][1]) for new, old in pairs]
+    known = _asked_exactly(_keys(examples, prompt_key), _keys(held_out, prompt_key))
+    _add_asked_almost(known, examples, held_out)
+    rows = where(len(known), lambda window: known[window] > 0)
+    listed = rows[:limit]
+    asked_at = _places(held_out, listed)
+    known_at = _places(examples, known[listed] - 1)
+    found = ((asked_at[row], known_at[int(known[row]) - 1]) for row in listed.tolist())
+    return Found(len(rows), tuple(Finding((asked[0], trained[0]), asked[1]) for asked, trained in found))
 
 
-def _digests(examples: Iterable[Example], key: Callable[[Example], bytes]) -> Digests:
-    """The first 128 bits for each row [rows, 2]."""
-    return np.frombuffer(b"".join(key(example)[:16] for example in examples), np.uint64).reshape(-1, 2)
+def _asked_exactly(trained: Records, held_out: Records) -> Positions:
+    """For each validation row the number of the first training row with its request, from 1; 0: there is none."""
+    known, count = row_array(len(held_out), np.int64), len(trained)
+
+    def both() -> Iterator[Records]:
+        yield from pieces_of(trained)
+        for part in pieces_of(held_out):
+            yield keyed(part["row"] + count, part["key"])
+
+    for part, groups in Keyed(both, count + len(held_out)):
+        rows, first = part["row"], part["row"][groups.first[groups.of_row]]
+        found = (rows >= count) & (first < count)
+        known[rows[found] - count] = first[found] + 1
+        release(known)
+    return known
 
 
-def _of_several(groups: Groups) -> list[Positions]:
-    """The members of each group that has more than one, in the order of the first members."""
-    order = np.argsort(groups.of_row, kind="stable")
-    members = np.split(order, np.cumsum(groups.sizes())[:-1])
-    return sorted((rows for rows in members if len(rows) > 1), key=lambda rows: int(rows[0]))
+def _add_asked_almost(known: Positions, examples: Iterable[Example], held_out: Iterable[Example]) -> None:
+    rest = where(len(known), lambda window: known[window] == 0)
+    count = 0
+
+    def requests() -> Iterator[str]:
+        nonlocal count
+        for example in examples:
+            count += 1
+            yield _opening(example)
+        yield from (_opening(example) for row, example in enumerate(held_out) if not known[row])
+
+    for members in near_groups(requests()):
+        new = members[members >= count] - count
+        if len(new) < len(members):
+            known[rest[new]] = members[0] + 1
 
 
-def _named(examples: Iterable[Example], groups: Sequence[Positions]) -> list[Finding]:
-    """A finding for each group of rows: their places, and the request of the first."""
-    at = _places(examples, {int(row) for rows in groups for row in rows})
-    return [Finding(tuple(at[int(row)][0] for row in rows), at[int(rows[0])][1]) for rows in groups]
+def _by(
+    examples: Iterable[Example],
+    key: Callable[[Example], bytes],
+    counts: Callable[[int, Example], bool] = lambda _row, _example: True,
+) -> Keyed:
+    """The rows that count, by a digest."""
+    records = _keys(examples, key, counts)
+    return Keyed(lambda: pieces_of(records), len(records))
 
 
-def _places(examples: Iterable[Example], wanted: set[int]) -> dict[int, tuple[str, str]]:
+def _keys(
+    examples: Iterable[Example],
+    key: Callable[[Example], bytes],
+    counts: Callable[[int, Example], bool] = lambda _row, _example: True,
+) -> Records:
+    numbered = ((row, example) for row, example in enumerate(examples) if counts(row, example))
+    return stored(_keyed(numbered, key), KEYED)
+
+
+def _keyed(examples: Iterator[tuple[int, Example]], key: Callable[[Example], bytes]) -> Iterator[Records]:
+    """The records of numbered rows, in pieces."""
+    while some := list(itertools.islice(examples, WINDOW)):
+        words = np.frombuffer(b"".join(key(example) for _, example in some), np.uint64).reshape(len(some), -1)
+        labels = np.array([-1 if example.desirable is None else example.desirable for _, example in some], np.int8)
+        yield keyed(np.array([row for row, _ in some]), words, labels)
+
+
+def _is_answered(example: Example) -> bool:
+    return example.text is None and example.desirable is not False
+
+
+def _named(examples: Iterable[Example], groups: Iterable[Positions], limit: int | None) -> Found:
+    """A finding for each of the first groups of rows: their places, and the request of the first."""
+    count = itertools.count()
+    counted = (rows for rows, _ in zip(groups, count, strict=False))
+    listed = sorted(counted, key=_first) if limit is None else heapq.nsmallest(limit, counted, key=_first)
+    at = _places(examples, itertools.chain.from_iterable(listed))
+    findings = (Finding(tuple(at[row][0] for row in rows.tolist()), at[int(rows[0])][1]) for rows in listed)
+    return Found(next(count), tuple(findings))
+
+
+def _first(rows: Positions) -> int:
+    return int(rows[0])
+
+
+def _places(examples: Iterable[Example], rows: Iterable[int]) -> dict[int, tuple[str, str]]:
     """Where these rows stand, and what they ask."""
+    wanted = {int(row) for row in rows}
     found = ((row, example) for row, example in enumerate(examples) if row in wanted) if wanted else ()
     return {row: (str(example.origin), _request(example)) for row, example in found}
 
 
-def mangled(examples: Iterable[Example], template: Template) -> list[Finding]:
+def _listed(findings: Iterable[Finding], limit: int | None) -> Found:
+    coming = iter(findings)
+    first = tuple(itertools.islice(coming, limit))
+    return Found(len(first) + sum(1 for _ in coming), first)
+
+
+def mangled(examples: Iterable[Example], template: Template, limit: int | None = None) -> Found:
     """Messages that the template does not show as they are: shortened, changed or left out."""
-    found = []
-    for example in examples:
-        if example.text is not None or example.fields:
-            continue  # a text needs no template, and one for instructions puts the parts elsewhere
-        try:
-            rendered = template.render(example.messages, example.tools)
-        except TemplateError:
-            continue  # such a row is dropped and counted as unusable
-        for message in example.messages:
-            content = _THOUGHTS.sub("", message.content).strip()
-            if content and content not in rendered:
-                found.append(Finding((str(example.origin),), f"{message.role}: {_short(content)}"))
-    return found
+    return _listed((finding for example in examples for finding in _mangled(example, template)), limit)
 
 
-def lossy(examples: Iterable[Example], tokenizer: TextTokenizer) -> list[Finding]:
+def _mangled(example: Example, template: Template) -> Iterator[Finding]:
+    if example.text is not None or example.fields:
+        return  # a text needs no template, and one for instructions puts the parts elsewhere
+    try:
+        rendered = template.render(example.messages, example.tools)
+    except TemplateError:
+        return  # such a row is dropped and counted as unusable
+    for message in example.messages:
+        content = _THOUGHTS.sub("", message.content).strip()
+        if content and content not in rendered:
+            yield Finding((str(example.origin),), f"{message.role}: {_short(content)}")
+
+
+def lossy(examples: Iterable[Example], tokenizer: TextTokenizer, limit: int | None = None) -> Found:
     """Texts that the tokens do not give back: characters that the vocabulary lacks, or that it changes."""
-    found = []
-    for example in examples:
-        for text in _texts(example):
-            back = tokenizer.decode(tokenizer.encode(text)[0].tolist(), skip_special=False)
-            if back.strip() != text.strip():
-                found.append(Finding((str(example.origin),), _difference(text.strip(), back.strip())))
-                break
-    return found
+    found = ((example, _loss(example, tokenizer)) for example in examples)
+    return _listed((Finding((str(example.origin),), loss) for example, loss in found if loss), limit)
+
+
+def _loss(example: Example, tokenizer: TextTokenizer) -> str | None:
+    """What the first text that is not given back comes to."""
+    for text in _texts(example):
+        back = tokenizer.decode(tokenizer.encode(text)[0].tolist(), skip_special=False)
+        if back.strip() != text.strip():
+            return _difference(text.strip(), back.strip())
+    return None
 
 
 def _texts(example: Example) -> Iterator[str]:

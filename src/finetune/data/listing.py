@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.data.groups import group
+from finetune.data.columns import release, windows
+from finetune.data.fates import Fate, RowFates
 from finetune.data.loaded import LoadedFile
 from finetune.data.rows import Origin
-from finetune.data.selection import Fate, RowFates
 
 _REASONS = {
     Fate.UNDESIRABLE: "labelled undesirable: left out",
@@ -35,36 +35,29 @@ class RowListing:
         self._parts = parts
 
     def __len__(self) -> int:
-        return sum(len(part.loaded.problems) + int((part.of_rows != Fate.KEPT).sum()) for part in self._parts)
+        return sum(len(part.loaded.problems) + len(part.of_rows) - part.number(Fate.KEPT) for part in self._parts)
 
     def __iter__(self) -> Iterator[ListedRow]:
         for part in self._parts:
-            copied = _copied(part)
             for file, start in zip(part.loaded.files, part.loaded.starts.tolist(), strict=False):
                 bad = (ListedRow(problem.origin, problem.reason) for problem in file.problems)
-                yield from heapq.merge(bad, _of_file(part, file, start, copied), key=lambda row: row.origin.line)
+                yield from heapq.merge(bad, _of_file(part, file, start), key=lambda row: row.origin.line)
 
 
-def _copied(part: RowFates) -> dict[int, int]:
-    """For each further copy, the position of the first."""
-    copies = np.flatnonzero(part.of_rows == Fate.DUPLICATE)
-    if not len(copies):
-        return {}
-    groups = group(part.loaded.column("row"))
-    return dict(zip(copies.tolist(), groups.first[groups.of_row[copies]].tolist(), strict=True))
+def _of_file(part: RowFates, file: LoadedFile, start: int) -> Iterator[ListedRow]:
+    for window in windows(len(file.store)):
+        fates = part.of_rows[start + window.start : start + window.stop].copy()
+        release(part.of_rows)
+        for place in (window.start + np.flatnonzero(fates)).tolist():
+            reason = _reason(part, file, place, start + place, Fate(fates[place - window.start]))
+            yield ListedRow(file.origin(place), reason)
 
 
-def _of_file(part: RowFates, file: LoadedFile, start: int, copied: dict[int, int]) -> Iterator[ListedRow]:
-    fates = part.of_rows[start : start + len(file.store)]
-    for place in np.flatnonzero(fates).tolist():
-        yield ListedRow(file.origin(place), _reason(part, file, place, Fate(fates[place]), copied.get(start + place)))
-
-
-def _reason(part: RowFates, file: LoadedFile, place: int, fate: Fate, first: int | None) -> str:
-    length = f"{file.store.table[place]['length']:,} tokens, more than {part.max_length:,}"
+def _reason(part: RowFates, file: LoadedFile, place: int, position: int, fate: Fate) -> str:
+    length = f"{file.store.record(place)['length']:,} tokens, more than {part.max_length:,}"
     match fate:
         case Fate.DUPLICATE:
-            return f"an exact duplicate of {part.loaded.origin(first or 0)}"
+            return f"an exact duplicate of {part.first_like(position)}"
         case Fate.REFUSED:
             return file.refused[place]
         case Fate.CUT:

@@ -18,19 +18,20 @@ from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
 from finetune.core.machine import usable_cores
 from finetune.data import parsers
-from finetune.data.blocks import is_zipped
+from finetune.data.blocks import Block, is_zipped
 from finetune.data.checks import check_error_rate
 from finetune.data.encoding import Encoder, Reading, RowFault, read_chunk
 from finetune.data.formats import Shape, ShapeCounts
 from finetune.data.loaded import LoadedData, LoadedFile, RowKinds
 from finetune.data.parsers import BrokenLines
-from finetune.data.readers import SourceFile, data_files, open_path, suffix_of
+from finetune.data.progress import Progress, tell
+from finetune.data.readers import Chunk, SourceFile, data_files, open_path, suffix_of
 from finetune.data.rows import Origin, Problem
 from finetune.data.token_cache import TokenCache, key_of, token_cache
 from finetune.data.token_store import MemoryWriter, StoreWriter, TokenStore, token_type
 from finetune.data.workers import Processing, here, processing
 
-LARGE = 16 * 2**20  # bytes of data from which processes and the cache pay: about ten seconds of work
+LARGE = 8 * 2**20  # bytes of data from which processes and the cache pay: about three seconds of work
 _GZIP_FACTOR = 4  # what gzip makes of text, about
 _MOST_PROCESSES = 16
 
@@ -63,6 +64,26 @@ def _processes() -> int:
     if not given.isdigit() or int(given) < 1:
         raise UsageError(f"FT_DATA_PROCESSES={given}: give the number of processes that read data, 1 or more.")
     return int(given)
+
+
+@dataclass(slots=True)
+class _Going:
+    """Tells how far a large file is read."""
+
+    source: SourceFile
+    read: int = 0  # bytes
+
+    def through(self) -> Iterator[Chunk]:
+        """The chunks of the file."""
+        for chunk in self.source.chunks():
+            self.read += len(chunk.content) if isinstance(chunk, Block) else 0
+            yield chunk
+
+    def tell(self, rows: int, *, done: bool = False) -> None:
+        """So many rows are there."""
+        share = self.read / self.source.bytes if 0 < self.read <= self.source.bytes else None
+        if self.source.bytes >= LARGE:
+            tell(Progress(f"Reading {self.source.path.name}", rows, share, done))
 
 
 @dataclass(slots=True)
@@ -122,8 +143,7 @@ def load(
 
 def first_kinds(sources: Sequence[tuple[SourceFile, float]], columns: Mapping[str, str]) -> RowKinds:
     """What is among the first rows of each file: most often what is among all."""
-    flags = [_first_chunk(source, columns)[1] for source, _ in sources]
-    return RowKinds.of(np.concatenate(flags))
+    return RowKinds.of(_first_chunk(source, columns)[1] for source, _ in sources)
 
 
 def _load_file(
@@ -201,7 +221,8 @@ def _read(
     facts, shapes, broken = _Facts(), ShapeCounts(), BrokenLines()
     unknown_labels: list[RowFault] = []
     places, reasons = 0, dict[str, str]()
-    for found in process(source.chunks(), reading, encoder):
+    progress = _Going(source)
+    for found in process(progress.through(), reading, encoder):
         if reading.shape is not None and (found.broken.count or (found.unknown_labels and encoder)):
             # The file will be refused. What else is wrong with it is found sooner without tokenising the rest.
             shape = None if found.broken.count else reading.shape
@@ -215,6 +236,8 @@ def _read(
         writer.add(found.table, found.ids, found.mask)
         facts.rows += found.rows
         places += len(found.table)
+        progress.tell(facts.rows)
+    progress.tell(facts.rows, done=True)
     broken.refuse(source.path, parsers.JSON_ADVICE)
     if not facts.rows:
         raise DataError(f"{source.path}: the file ({source.format}) has no rows.")

@@ -1,17 +1,21 @@
 """What became of data files once they are read: tables of usable rows, and the bad ones by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.columns import Positions, windows
 from finetune.data.formats import Shape
+from finetune.data.groups import Keyed, keyed
+from finetune.data.partition import Records
 from finetune.data.readers import SourceFile
 from finetune.data.report import FileReport
 from finetune.data.rows import Origin, Problem
-from finetune.data.token_store import IS_DIALOGUE, IS_TEXT, TokenStore
+from finetune.data.token_store import IS_DIALOGUE, IS_TEXT, ROW, Table, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class LoadedFile:
 
     def origin(self, place: int) -> Origin:
         """Where a row of the table stands."""
-        return Origin(self.source.path.name, int(self.store.table[place]["line"]))
+        return Origin(self.source.path.name, int(self.store.record(place)["line"]))
 
     def report(self) -> FileReport:
         """What there is to say about the file."""
@@ -69,13 +73,31 @@ class LoadedData:
         """The files, for messages."""
         return ", ".join(str(file.source.path) for file in self.files)
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """One column of all tables."""
-        return np.concatenate([file.store.column(name) for file in self.files])
+    def records(self, positions: Positions) -> Table:
+        """The records of rows at ascending positions."""
+        parts = [file.store.records(places) for file, places in self.by_file(positions)]
+        return np.concatenate(parts) if parts else np.empty(0, ROW)
 
-    def weights(self) -> npt.NDArray[np.float64]:
-        """Of each row, that of its file."""
-        return np.concatenate([np.full(len(file.store), file.weight) for file in self.files])
+    def by_file(self, positions: Positions) -> Iterator[tuple[LoadedFile, Positions]]:
+        """Ascending positions as places in the tables of their files."""
+        ends = np.searchsorted(positions, self.starts)
+        for file, start, (first, end) in zip(self.files, self.starts.tolist(), pairwise(ends.tolist()), strict=False):
+            if end > first:
+                yield file, positions[first:end] - start
+
+    def windows(self) -> Iterator[tuple[int, Table]]:
+        """The records of all rows in pieces, each with the position of its first."""
+        for window in windows(len(self)):
+            yield window.start, self.records(np.arange(window.start, window.stop))
+
+    def by_digest(self, name: str) -> Keyed:
+        """All rows by a digest: `row` or `prompt`."""
+
+        def pieces() -> Iterator[Records]:
+            for start, records in self.windows():
+                yield keyed(np.arange(start, start + len(records)), records[name], records["label"])
+
+        return Keyed(pieces, len(self))
 
     def place(self, position: int) -> tuple[LoadedFile, int]:
         """The file of a row, and its place in that file's table."""
@@ -97,7 +119,7 @@ class LoadedData:
 
     def kinds(self) -> "RowKinds":
         """What is among the rows."""
-        return RowKinds.of(self.column("flags"))
+        return RowKinds.of(records["flags"] for _, records in self.windows())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +130,7 @@ class RowKinds:
     dialogues: bool
 
     @classmethod
-    def of(cls, flags: npt.NDArray[Any]) -> "RowKinds":
-        return cls(bool((flags & IS_TEXT == 0).any()), bool((flags & IS_DIALOGUE).any()))
+    def of(cls, flags: Iterable[npt.NDArray[Any]]) -> "RowKinds":
+        """`flags` are those of the rows, in pieces."""
+        found = [(bool((part & IS_TEXT == 0).any()), bool((part & IS_DIALOGUE).any())) for part in flags]
+        return cls(any(conversations for conversations, _ in found), any(dialogues for _, dialogues in found))

@@ -1,18 +1,17 @@
 """From a data section of the configuration to rows that a model trains on, with an account of every row."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
-
-import numpy as np
-import numpy.typing as npt
 
 from finetune.config.schema import DataConfig, DataFile
 from finetune.core.errors import DataError
 from finetune.core.types import IntArray
+from finetune.data.columns import at
 from finetune.data.encoding import Encoder
-from finetune.data.groups import Positions, group
+from finetune.data.fingerprint import fingerprints
+from finetune.data.groups import Keyed
 from finetune.data.listing import RowListing
 from finetune.data.load import Means, load, means_for, open_files, training_files
 from finetune.data.loaded import LoadedData
@@ -21,12 +20,13 @@ from finetune.data.rendering import load_in_template
 from finetune.data.report import DataReport
 from finetune.data.rows import EncodedRow
 from finetune.data.samples import Sample, make_samples
-from finetune.data.selection import Fate, RowFates, Selection, select_rows
+from finetune.data.selection import Selection, select_rows
 from finetune.data.split import split_rows
 from finetune.data.stored_rows import StoredRows, lengths_of
 from finetune.data.templates import Template
 from finetune.data.token_store import DamagedStoreError
 from finetune.data.tokenizer import TextTokenizer
+from finetune.data.weights import weighted
 
 __all__ = ["EvaluationData", "PreparedData", "Sample", "prepare_data", "prepare_evaluation"]
 
@@ -170,7 +170,7 @@ def prepare_data(
             left_out=sides.left_out,
             template=template,
             max_length=chosen.fates.max_length,
-            fingerprints=_fingerprints(sides.report, (sides.train, sides.validation), template, tokenizer),
+            fingerprints=fingerprints(sides.report, sides.train, sides.validation, template, tokenizer),
             notices=describe(sides.report, config, template, chosen.unseen_roles, leaks=sides.leaks),
         )
 
@@ -203,7 +203,7 @@ def prepare_evaluation(
             report=report,
             template=template,
             max_length=chosen.fates.max_length,
-            fingerprints=_fingerprints(report, ((), rows), template, tokenizer),
+            fingerprints=fingerprints(report, None, rows, template, tokenizer),
             notices=describe(report, config, template, chosen.unseen_roles),
         )
 
@@ -225,58 +225,43 @@ def _with_means(files: Sequence[DataFile], work: Callable[[Means], T]) -> T:
 
 
 def _split(chosen: Selection, config: DataConfig, seed: int) -> _Sides:
-    prompts, labels = (chosen.fates.loaded.column(name)[chosen.positions] for name in ("prompt", "label"))
-    train, held_out = split_rows(prompts, labels, share=config.validation_split, seed=seed)
-    positions, left_out = _weighted(chosen.positions[train], chosen.fates.loaded.weights(), seed)
+    loaded = chosen.fates.loaded
+    sides = split_rows(chosen.rows(chosen.positions).by_request(), share=config.validation_split, seed=seed)
+    train, held_out = (at(chosen.positions, numbers) for numbers in sides)
+    positions, left_out = weighted(train, loaded, seed)
     report = _counted(chosen.account, len(train) - len(left_out), len(held_out), len(left_out))
     return _Sides(
         chosen.rows(positions),
-        chosen.rows(chosen.positions[held_out]),
-        chosen.fates.loaded,
+        chosen.rows(held_out),
+        loaded,
         report,
-        RowListing([_without(chosen.fates, left_out)]),
+        RowListing([chosen.fates.without(left_out)]),
         leaks=0,
     )
 
 
 def _two_files(chosen: Selection, held_out: Selection, seed: int) -> _Sides:
-    positions, left_out = _weighted(chosen.positions, chosen.fates.loaded.weights(), seed)
+    positions, left_out = weighted(chosen.positions, chosen.fates.loaded, seed)
     report = _counted(chosen.account, len(chosen.positions) - len(left_out), 0, len(left_out))
     validation = _counted(held_out.account, 0, len(held_out.positions))
-    sides = [
-        side.fates.loaded.column("prompt")[rows] for side, rows in ((chosen, positions), (held_out, held_out.positions))
-    ]
-    prompts = group(np.concatenate(sides))
-    leaks = prompts.having(np.arange(len(positions)))[prompts.of_row[len(positions) :]]
+    train, other = chosen.rows(positions), held_out.rows(held_out.positions)
     return _Sides(
-        chosen.rows(positions),
-        held_out.rows(held_out.positions),
+        train,
+        other,
         held_out.fates.loaded,
         replace(report, validation=validation),
-        RowListing([_without(chosen.fates, left_out), held_out.fates]),
-        int(leaks.sum()),
+        RowListing([chosen.fates.without(left_out), held_out.fates]),
+        _leaks(train, other),
     )
 
 
-def _weighted(positions: Positions, weights: npt.NDArray[np.float64], seed: int) -> tuple[Positions, Positions]:
-    """Each position as often as its weight says, and those that are left out. `weights` are those of all rows.
-
-    Weight 2.5 takes every row twice and, chosen by the seed, half of them a third time.
-    """
-    generator = np.random.Generator(np.random.PCG64([seed, 1]))
-    order = generator.permutation(len(positions))
-    times = np.zeros(len(positions), np.int64)
-    for weight in np.unique(weights[positions]).tolist():
-        members = order[weights[positions[order]] == weight]
-        times[members] = int(weight)
-        times[members[: round((weight - int(weight)) * len(members))]] += 1
-    return np.repeat(positions, times), positions[times == 0]
-
-
-def _without(fates: RowFates, left_out: Positions) -> RowFates:
-    of_rows = fates.of_rows.copy()
-    of_rows[left_out] = Fate.LEFT_OUT
-    return replace(fates, of_rows=of_rows)
+def _leaks(train: StoredRows, held_out: StoredRows) -> int:
+    """Validation rows whose request is trained on too."""
+    count = len(train)
+    requests = Keyed(lambda: chain(train.requests(), held_out.requests(count)), count + len(held_out))
+    return sum(
+        int(groups.having(part["row"] < count)[groups.of_row[part["row"] >= count]].sum()) for part, groups in requests
+    )
 
 
 def _counted(account: DataReport, trained: int, validation: int, left_out: int = 0) -> DataReport:
@@ -289,34 +274,3 @@ def _tell(notices: Sequence[str], on_notice: OnNotice | None) -> None:
     if on_notice is not None:
         for notice in notices:
             on_notice(notice)
-
-
-def _fingerprints(
-    report: DataReport, sides: tuple[Sequence[EncodedRow], Sequence[EncodedRow]], template: Template, tok: TextTokenizer
-) -> dict[str, Any]:
-    """What identifies the data of a run: the bytes of the files, and every token and mask that came of them."""
-    train, validation = sides
-    files = (*report.files, *(report.validation.files if report.validation else ()))
-    digest = hashlib.sha256()
-    trained = _add(digest, train)
-    _add(digest, validation)
-    return {
-        "files": [{"path": file.path, "sha256": file.sha256, "rows": file.rows} for file in files],
-        "rows": len(train),
-        "validation_rows": len(validation),
-        "tokens": int(lengths_of(train).sum()),
-        "trained_tokens": trained,
-        "sha256": digest.hexdigest(),
-        "template": template.sha256,
-        "tokenizer": tok.fingerprint,
-    }
-
-
-def _add(digest: "hashlib._Hash", rows: Sequence[EncodedRow]) -> int:
-    """Take every token and mask into the digest; the number of trained tokens."""
-    trained = 0
-    digest.update(f"{len(rows)} rows".encode())
-    for row in rows:
-        digest.update(len(row).to_bytes(8, "little") + row.input_ids.tobytes() + row.loss_mask.tobytes())
-        trained += int(np.count_nonzero(row.loss_mask))
-    return trained

@@ -1,15 +1,15 @@
 """Prompts to answer beside the answers that the data gives: for samples during training and for exact match."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finetune.core.errors import DataError
 from finetune.data.checks import row_key
+from finetune.data.columns import Positions, at, windows
 from finetune.data.conversations import RowError
 from finetune.data.formats import to_example
-from finetune.data.groups import Positions
 from finetune.data.loaded import LoadedData, LoadedFile
 from finetune.data.rows import EncodedRow, Example
 from finetune.data.spans import render_example
@@ -41,11 +41,11 @@ def make_samples(
 
     The texts are read from the files again: only tokens are kept of a row.
     """
-    numbers = np.flatnonzero(rows.whole)[:limit]
-    examples = examples_at(loaded, rows.positions[numbers], columns)
+    numbers = rows.first_whole(limit)
+    examples = examples_at(loaded, at(rows.positions, np.array(numbers, np.int64)), columns)
     return tuple(
         _continuation(rows[number], tokenizer) if example.text is not None else _answer(example, template, tokenizer)
-        for number, example in zip(numbers.tolist(), examples, strict=True)
+        for number, example in zip(numbers, examples, strict=True)
     )
 
 
@@ -57,27 +57,39 @@ class LoadedExamples:
     columns: Mapping[str, str]
 
     def __iter__(self) -> Iterator[Example]:
-        return examples_at(self.loaded, np.arange(len(self.loaded)), self.columns)
+        return examples_at(self.loaded, None, self.columns)
 
 
-def examples_at(loaded: LoadedData, positions: Positions, columns: Mapping[str, str]) -> Iterator[Example]:
-    """The rows at these ascending positions, read again. Raises DataError where a file is not the same any more."""
+def examples_at(loaded: LoadedData, positions: Positions | None, columns: Mapping[str, str]) -> Iterator[Example]:
+    """The rows at these ascending positions (None: all), read again.
+
+    Raises DataError where a file is not the same any more.
+    """
     for file, start in zip(loaded.files, loaded.starts.tolist(), strict=False):
-        places = positions[(positions >= start) & (positions < start + len(file.store))] - start
-        yield from _examples_of(file, places, columns)
+        yield from _examples_of(file, _records(file, start, positions), columns)
 
 
-def _examples_of(file: LoadedFile, places: Positions, columns: Mapping[str, str]) -> Iterator[Example]:
-    numbers = file.store.column("number")[places].tolist()
-    keys = file.store.column("row")[places]
+def _records(file: LoadedFile, start: int, positions: Positions | None) -> Iterator[np.void]:
+    """The records of a file's rows among these."""
+    if positions is None:
+        first, end = 0, len(file.store)
+    else:
+        first, end = np.searchsorted(positions, [start, start + len(file.store)]).tolist()
+    for window in windows(end - first):
+        numbers = np.arange(first + window.start, first + window.stop)
+        yield from file.store.records(numbers if positions is None else positions[numbers] - start)
+
+
+def _examples_of(file: LoadedFile, records: Iterable[np.void], columns: Mapping[str, str]) -> Iterator[Example]:
     rows = enumerate(file.source.rows())
-    for number, key in zip(numbers, keys, strict=True):
-        row = next((row for at, row in rows if at == number), None)
+    for record in records:
+        number = int(record["number"])
+        row = next((row for place, row in rows if place == number), None)
         try:
             example = None if row is None else to_example(row, file.shape.name, columns)
         except RowError:
             example = None
-        if example is None or (np.frombuffer(row_key(example), "<u8")[:2] != key).any():
+        if example is None or (np.frombuffer(row_key(example), "<u8")[:2] != record["row"]).any():
             raise DataError(f"{file.source.path}: the file changed while it was read. Start again when it is complete.")
         yield example
 

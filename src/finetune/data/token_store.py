@@ -1,21 +1,23 @@
 """Encoded rows of one file as arrays: a table with one record a row, and the token ids and masks end to end.
 
-In memory for small files; for large ones in files that are mapped, so that rows are read from the disk when they are
-needed, and memory does not grow with their number.
+In memory for small data; for large data in files, from which rows are read when they are needed, so that memory does
+not grow with their number.
 """
 
-import mmap
+import os
+import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import DataError
-from finetune.core.types import BoolArray
+from finetune.core.types import BoolArray, IntArray
+from finetune.data.columns import WINDOW
 from finetune.data.rows import EncodedRow, Origin
 
 Table: TypeAlias = npt.NDArray[np.void]
@@ -43,8 +45,6 @@ IS_TEXT, IS_DIALOGUE, IS_REFUSED = 1, 2, 4  # flags
 ROLES = ("system", "user", "assistant", "tool")
 
 TABLE_FILE, IDS_FILE, MASK_FILE = "rows.bin", "ids.bin", "mask.bin"
-_AT_ONCE = 2**16  # records of a column
-_HELD = 4 * 2**20  # bytes read of mapped files before their pages are given back
 
 
 class DamagedStoreError(DataError):
@@ -55,63 +55,72 @@ class DamagedStoreError(DataError):
         super().__init__(f"{directory}: the tokens of {origin} are damaged. Delete that directory and start again.")
 
 
+class Stored(Protocol):
+    """An array that is read in pieces: in memory, or in a file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, piece: slice, /) -> npt.NDArray[Any]: ...
+
+
 class TokenStore:
     """The rows of one file. `directory` is where they are; in memory they have none."""
 
-    def __init__(
-        self,
-        table: Table,
-        ids: TokenArray,
-        mask: BoolArray,
-        mapped: Sequence["MappedFile"] = (),
-        directory: Path = Path(),
-    ) -> None:
-        self.table = table
+    def __init__(self, table: Stored, ids: Stored, mask: Stored, directory: Path = Path()) -> None:
+        self._table = table
         self._ids = ids
         self._mask = mask
-        self._mapped = mapped
         self._directory = directory
-        self._read = 0
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._table)
 
-    def row(self, index: int, max_length: int, origin: Origin) -> EncodedRow:
-        """A row, cut to `max_length` tokens. Raises DamagedStoreError where its bytes have changed."""
-        record = self.table[index]
-        start, length = int(record["start"]), int(record["length"])
-        ids, mask = self._ids[start : start + length], self._mask[start : start + length]
-        if checksum(ids, mask) != record["checksum"]:
-            raise DamagedStoreError(self._directory, origin)
-        keep = min(length, max_length)
-        row = EncodedRow(ids[:keep].astype(np.int32), mask[:keep].copy(), origin, truncated=keep < length)
-        self._account(length * (ids.itemsize + 1) + ROW.itemsize)
-        return row
+    def record(self, place: int) -> np.void:
+        """One record of the table."""
+        found: np.void = self._table[place : place + 1][0]
+        return found
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """One column of the table, in memory."""
-        column = self.table[name]
-        values = np.empty(column.shape, column.dtype)
-        for start in range(0, len(values), _AT_ONCE):
-            values[start : start + _AT_ONCE] = column[start : start + _AT_ONCE]
-            self.release()
-        return values
+    def records(self, places: npt.NDArray[Any]) -> Table:
+        """The records at these ascending places of the table."""
+        parts = np.split(places, np.flatnonzero(np.diff(places // WINDOW)) + 1)
+        found = [self._near(part) for part in parts if len(part)]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, ROW), *found])
 
-    def release(self) -> None:
-        """Give back the memory of what was read of mapped files; it stays in the system's cache as long as it likes."""
-        self._read = 0
-        for file in self._mapped:
-            file.release()
+    def _near(self, places: npt.NDArray[Any]) -> Table:
+        first, last = int(places[0]), int(places[-1])
+        read = self._table[first : last + 1]
+        if len(read) == len(places) and np.array_equal(places, np.arange(first, last + 1)):
+            return read
+        found: Table = read[places - first]
+        return found
 
-    def _account(self, size: int) -> None:
-        self._read += size
-        if self._read > _HELD:
-            self.release()
+    def tokens(self, records: Table, file: str) -> Iterator[tuple[IntArray, BoolArray]]:
+        """Ids and masks of rows, uncut. What lies between them is read too: they are near each other.
+
+        Raises DamagedStoreError where bytes have changed; `file` is where the rows came from.
+        """
+        starts, ends = records["start"], records["start"] + records["length"]
+        first, end = int(starts.min()), int(ends.max())
+        ids, masks = self._ids[first:end], self._mask[first:end]
+        wide = ids.astype(np.int32)
+        places = zip((starts - first).tolist(), (ends - first).tolist(), records["checksum"].tolist(), strict=True)
+        for number, (start, stop, stored) in enumerate(places):
+            mask = masks[start:stop]
+            if checksum(ids[start:stop], mask) != stored:
+                raise DamagedStoreError(self._directory, Origin(file, int(records["line"][number])))
+            yield wide[start:stop], mask
+
+    def row(self, place: int, max_length: int, file: str) -> EncodedRow:
+        """A row, cut to `max_length` tokens. Raises DamagedStoreError."""
+        records = self._table[place : place + 1]
+        [(ids, mask)] = self.tokens(records, file)
+        keep = min(len(ids), max_length)
+        origin = Origin(file, int(records["line"][0]))
+        return EncodedRow(ids[:keep], mask[:keep].copy(), origin, truncated=keep < len(ids))
 
 
 def checksum(ids: TokenArray, mask: BoolArray) -> int:
     """CRC-32 of a row as it is stored."""
-    return zlib.crc32(mask.tobytes(), zlib.crc32(ids.tobytes()))
+    return zlib.crc32(mask.data, zlib.crc32(ids.data))
 
 
 def token_type(largest_id: int) -> type[np.uint16] | type[np.int32]:
@@ -119,29 +128,35 @@ def token_type(largest_id: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if largest_id < 2**16 else np.int32
 
 
-class MappedFile:
-    """A file's bytes as a read-only array."""
+class StoredFile:
+    """A file as an array that is read piece by piece. It stays readable when its name is taken away.
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            empty = not path.stat().st_size
-            self._map = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    It is not mapped: around each row that is looked at, the system would map 64 KB into the process.
+    """
 
-    def array(self, dtype: Any) -> npt.NDArray[Any]:
-        """All of it."""
-        return np.empty(0, dtype) if self._map is None else np.frombuffer(self._map, dtype)
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._dtype = np.dtype(dtype)
+        self._length = path.stat().st_size // self._dtype.itemsize
 
-    def release(self) -> None:
-        """Drop its pages from this process."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, piece: slice) -> npt.NDArray[Any]:
+        start, stop, _ = piece.indices(self._length)
+        size = self._dtype.itemsize
+        return np.frombuffer(os.pread(self._descriptor, (stop - start) * size, start * size), self._dtype)
 
 
-def open_store(directory: Path, ids_type: Any) -> TokenStore:
+def open_store(directory: Path, ids_type: npt.DTypeLike) -> TokenStore:
     """The rows that a DirectoryWriter wrote."""
-    files = [MappedFile(directory / name) for name in (TABLE_FILE, IDS_FILE, MASK_FILE)]
-    table, ids, mask = (file.array(dtype) for file, dtype in zip(files, (ROW, ids_type, np.bool_), strict=True))
-    return TokenStore(table, ids, mask, files, directory)
+    return TokenStore(
+        StoredFile(directory / TABLE_FILE, ROW),
+        StoredFile(directory / IDS_FILE, ids_type),
+        StoredFile(directory / MASK_FILE, np.bool_),
+        directory,
+    )
 
 
 class StoreWriter(Protocol):
@@ -193,6 +208,12 @@ class DirectoryWriter:
     def add(self, table: Table, ids: TokenArray, mask: BoolArray) -> None:
         for file, part in zip(self._files, (self._tokens.placed(table, len(ids)), ids, mask), strict=True):
             file.write(np.ascontiguousarray(part).data if len(part) else b"")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Hand everything to the operating system."""

@@ -63,7 +63,10 @@ class Generator(Protocol):
         ...
 
     def step(self) -> Sequence[TokenEvent]:
-        """At most one token for each active request; empty where prompts alone were read."""
+        """At most one token for each active request; empty where prompts alone were read.
+
+        Where it raises, all requests are lost, and another generator has to take its place.
+        """
         ...
 
 

@@ -166,8 +166,11 @@ class ContinuousGenerator(Generic[Cache]):
     def step(self) -> Sequence[TokenEvent]:
         try:
             return self._step()
-        except BaseException:
-            self._prefixes.clear()  # some of them may be half computed
+        except BaseException:  # also Ctrl-C: what is half computed is of no use to anybody
+            self._prefixes.clear()
+            for rows in (self._waiting, self._reading, self._decoding):
+                rows.clear()
+            self._pending = None
             raise
 
     def _step(self) -> list[TokenEvent]:

@@ -1,6 +1,6 @@
 """Which files of a repository on the hub make up a model, and which repositories are refused."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -23,14 +23,20 @@ def look_up_model(name: str, revision: str | None = None) -> Repository:
     return found.only(_needed(name, sorted(file.name for file in found.files if "/" not in file.name)))
 
 
-def fetch_model(model: Repository, *, on_bytes: OnBytes) -> Path:
-    """Bring the model into the cache and return its directory; one that asks for code to be run is refused early."""
+def fetch_model(model: Repository, *, on_bytes: OnBytes, check: Callable[[Path], None]) -> Path:
+    """Bring the model into the cache and return its directory.
 
-    def check(file: HubFile, directory: Path) -> None:
-        if _is_like(file.name, _WEIGHTS):
+    One that asks for code to be run is refused before its weights arrive, and so is what `check` refuses, which gets
+    the directory with all other files.
+    """
+    first_weights = next(file for file in model.files if _is_like(file.name, _WEIGHTS))
+
+    def before(file: HubFile, directory: Path) -> None:
+        if file == first_weights:
             refuse_own_code(model.name, directory)
+            check(directory)
 
-    return fetch(model, on_bytes=on_bytes, before=check)
+    return fetch(model, on_bytes=on_bytes, before=before)
 
 
 def _needed(name: str, files: Sequence[str]) -> list[str]:

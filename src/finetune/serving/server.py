@@ -1,6 +1,7 @@
 """Runs an application on a socket until a signal comes, and ends what is under way in good order."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -80,6 +81,8 @@ class Server(uvicorn.Server):
 def run(app: FastAPI, worker: Worker, listener: socket.socket, settings: ServerSettings) -> signal.Signals | None:
     """Serve until a signal comes, which is returned."""
     server = Server(app, worker, settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: walking it would hold up answers again and again
     server.run(sockets=[listener])
     worker.stop()
     return server.stopped_by

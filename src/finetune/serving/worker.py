@@ -17,8 +17,10 @@ from finetune.core.errors import FinetuneError, UsageError
 from finetune.core.types import RequestId
 from finetune.engines.base import Generator, InferenceSession
 from finetune.generation.answers import Piece
+from finetune.serving import watch
 from finetune.serving.errors import ApiError, invalid, unavailable
 from finetune.serving.jobs import Job
+from finetune.serving.watch import Watch
 
 log = logging.getLogger("finetune.serving")
 
@@ -27,6 +29,7 @@ OpenSession = Callable[[], AbstractContextManager[InferenceSession]]
 Delivery = tuple[Job, Piece | ApiError]
 
 _STOPPED = "The server is shutting down."
+_HANGS = "The engine has not come back from a step for a long time. It may hang: start the server again."
 
 
 class Worker:
@@ -41,6 +44,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: str | None = None
         self._stopping = False
+        self._watch = Watch()
         self._waiting: deque[Job] = deque()
         self._active: dict[RequestId, Job] = {}
         self._postponed: list[tuple[str, Callable[[], None]]] = []
@@ -59,10 +63,10 @@ class Worker:
 
     @property
     def failure(self) -> str | None:
-        """Why nothing is decoded any more; None while all is well."""
+        """Why nothing is decoded any more, or just now; None while all is well."""
         if self._failure is None and not self._thread.is_alive():
-            return "the engine has stopped"
-        return self._failure
+            return "The engine has stopped. Start the server again."
+        return _HANGS if self._failure is None and self._watch.overdue else self._failure
 
     @property
     def active(self) -> int:
@@ -94,7 +98,8 @@ class Worker:
                 future.set_exception(unavailable(self._failure))
                 return
             try:
-                future.set_result(function(self._session))
+                with self._watch.over(watch.CALL_SECONDS):
+                    future.set_result(function(self._session))
             except BaseException as error:  # the caller's to handle
                 future.set_exception(error)
 
@@ -168,8 +173,12 @@ class Worker:
                 self._publish([(job, invalid(str(error)))])
 
     def _step(self) -> None:
+        if not self._active:
+            return
+        with self._watch.over(watch.step_seconds(job.request for job in self._active.values())):
+            events = self._generator.step()
         ready: list[Delivery] = []
-        for event in self._generator.step() if self._active else ():
+        for event in events:
             job = self._active.get(event.request)
             if job is None:
                 continue

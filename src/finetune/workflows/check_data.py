@@ -1,12 +1,12 @@
 """`ft dataset check`: what is suspicious about rows that are well formed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config.schema import DataFile
 from finetune.data import doctoring
-from finetune.data.doctoring import Finding
+from finetune.data.doctoring import Finding, Found
 from finetune.data.load import load, means_for, open_files
 from finetune.data.rendering import template_for
 from finetune.data.rows import Example
@@ -23,7 +23,8 @@ class Check:
 
     name: str
     advice: str
-    findings: tuple[Finding, ...]
+    count: int
+    findings: tuple[Finding, ...]  # the first ones, where only so many were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +43,22 @@ def check_data(
     model: str | None = None,
     template: str | None = None,
     columns: Mapping[str, str] | None = None,
+    most: int | None = None,
 ) -> DataCheck:
     """Look at the rows of a file or directory; with a model also at what its template and tokenizer make of them.
+
+    Of each kind the first `most` findings are listed (None: all), and all are counted.
 
     Raises DataError, UsageError and ModelError for what cannot be read at all.
     """
     examples = _examples(path, columns or {})
     loaded = examples.loaded
-    checks = [_check(name, advice, find(examples)) for name, advice, find in _ALWAYS]
+    checks = [_check(name, advice, find(examples, most)) for name, advice, find in _ALWAYS]
     if validation is not None:
         held_out = _examples(validation, columns or {})
-        checks.append(_check("in validation too", _LEAKS, doctoring.leaks(examples, held_out)))
+        checks.append(_check("in validation too", _LEAKS, doctoring.leaks(examples, held_out, most)))
     if model is not None:
-        checks += _with_model(examples, model, template)
+        checks += _with_model(examples, model, template, most)
     return DataCheck(loaded.rows, tuple(str(problem) for problem in loaded.problems), tuple(checks))
 
 
@@ -65,17 +69,17 @@ def _examples(path: str, columns: Mapping[str, str]) -> LoadedExamples:
     return LoadedExamples(loaded, columns)
 
 
-def _with_model(examples: LoadedExamples, model: str, template: str | None) -> list[Check]:
+def _with_model(examples: LoadedExamples, model: str, template: str | None, most: int | None) -> list[Check]:
     tokenizer = TextTokenizer.open(Path(resolve_model(model, weights=False).path))
     chosen = template_for(template, tokenizer, examples.loaded.kinds())
     return [
-        _check("changed by the template", _MANGLED, doctoring.mangled(examples, chosen)),
-        _check("changed by the tokenizer", _LOSSY, doctoring.lossy(examples, tokenizer)),
+        _check("changed by the template", _MANGLED, doctoring.mangled(examples, chosen, most)),
+        _check("changed by the tokenizer", _LOSSY, doctoring.lossy(examples, tokenizer, most)),
     ]
 
 
-def _check(name: str, advice: str, findings: Sequence[Finding]) -> Check:
-    return Check(name, advice, tuple(findings))
+def _check(name: str, advice: str, found: Found) -> Check:
+    return Check(name, advice, found.count, found.findings)
 
 
 _LEAKS = (
@@ -87,7 +91,7 @@ _MANGLED = (
     "choose another data.template if the model should learn them as they are."
 )
 _LOSSY = "The model cannot read or write these characters as they are: another spelling, or another model, keeps them."
-_ALWAYS: tuple[tuple[str, str, Callable[[Iterable[Example]], list[Finding]]], ...] = (
+_ALWAYS: tuple[tuple[str, str, Callable[[Iterable[Example], int | None], Found]], ...] = (
     ("same request, both labels", "Decide for one label.", doctoring.both_labels),
     (
         "same request, different answers",

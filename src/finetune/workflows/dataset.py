@@ -12,9 +12,10 @@ import numpy as np
 
 from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
-from finetune.data.checks import summarise_lengths
+from finetune.data.checks import LengthCounts
+from finetune.data.columns import at, where
 from finetune.data.encoding import Encoder
-from finetune.data.groups import conflicting, group
+from finetune.data.fates import Survey, WantedRows
 from finetune.data.listing import RowListing
 from finetune.data.load import Means, load, means_for, open_files
 from finetune.data.loaded import LoadedData, LoadedFile
@@ -22,8 +23,9 @@ from finetune.data.rendering import load_in_template, template_for
 from finetune.data.report import lengths_as_dict
 from finetune.data.rows import Example, Message, Problem
 from finetune.data.samples import examples_at
-from finetune.data.selection import Wanted, fates_of, label_counts
+from finetune.data.selection import conflicts
 from finetune.data.split import split_rows
+from finetune.data.stored_rows import StoredRows
 from finetune.data.templates import Template, as_turn
 from finetune.data.token_store import IS_REFUSED
 from finetune.data.tokenize import EncodedExample, encode_each
@@ -54,25 +56,19 @@ def dataset_info(path: str, *, columns: Columns, model: str | None = None, templ
             loaded = load(
                 open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
             )
-            tokens = None
+            tokens, context = None, None
         else:
             loaded, chosen = _in_tokens(path, source, template, columns, means)
-            tokens = _token_lengths(loaded, chosen, source.context_length)
-    wanted = Wanted.of(loaded, include_undesirable=False, keep_duplicates=False)
-    return DatasetInfo(_info(path, loaded, wanted, tokens), _left_out(loaded, wanted, source))
+            context = source.context_length
+            tokens = _token_lengths(loaded, chosen, context)
+    wanted = WantedRows.of(loaded, include_undesirable=False, keep_duplicates=False)
+    fates = wanted.fates(context or _UNLIMITED, drop_long=False, tokens=source is not None)
+    return DatasetInfo(_info(path, loaded, Survey.of(wanted), tokens), RowListing([fates]))
 
 
-def _left_out(loaded: LoadedData, wanted: Wanted, source: ModelSource | None) -> RowListing:
-    """Without a model there are no tokens to judge a row by."""
-    fates = fates_of(loaded, wanted, (source.context_length if source else None) or _UNLIMITED, drop_long=False)
-    if source is None:
-        fates.of_rows[wanted.encoded] = 0
-    return RowListing([fates])
-
-
-def _info(path: str, loaded: LoadedData, wanted: Wanted, tokens: dict[str, Any] | None) -> dict[str, Any]:
+def _info(path: str, loaded: LoadedData, survey: Survey, tokens: dict[str, Any] | None) -> dict[str, Any]:
     files, problems = loaded.files, loaded.problems
-    conflicts = _conflicts(loaded)
+    conflicting = _conflicts(loaded, survey)
     return {
         "path": path,
         "format": _common(file.source.format for file in files),
@@ -81,14 +77,14 @@ def _info(path: str, loaded: LoadedData, wanted: Wanted, tokens: dict[str, Any] 
         "description": _common(file.shape.description for file in files),
         "rows": loaded.rows,
         "usable_rows": len(loaded),
-        "duplicates": int(wanted.copies.sum()),
-        "labels": label_counts(loaded.column("label")),
-        "conflicts": len(conflicts),
-        "conflicting_rows": conflicts,
+        "duplicates": survey.copies,
+        "labels": survey.labels,
+        "conflicts": len(conflicting),
+        "conflicting_rows": conflicting,
         "errors": _errors(problems),
         "error_rate": len(problems) / loaded.rows,
         "unused_columns": _unused(files),
-        "characters": lengths_as_dict(summarise_lengths(loaded.column("characters"))),
+        "characters": lengths_as_dict(_characters(loaded).summary()),
         "tokens": tokens,
         "files": [asdict(file.report()) for file in files],
     }
@@ -109,14 +105,17 @@ def _unused(files: Sequence[LoadedFile]) -> dict[str, int]:
     return dict(counts)
 
 
-def _conflicts(loaded: LoadedData) -> list[list[str]]:
-    """Places of rows with the same request and both labels."""
-    labels, prompts = loaded.column("label"), group(loaded.column("prompt"))
-    found: dict[int, list[str]] = {number: [] for number in conflicting(prompts, labels).tolist()}
-    if found:
-        for position in np.flatnonzero((labels >= 0) & np.isin(prompts.of_row, list(found))).tolist():
-            found[int(prompts.of_row[position])].append(str(loaded.origin(position)))
-    return list(found.values())
+def _conflicts(loaded: LoadedData, survey: Survey) -> list[list[str]]:
+    """Places of rows with the same request and both labels, in the order of the first of each."""
+    found = sorted(conflicts(loaded, survey), key=lambda rows: int(rows[0]))
+    return [[str(loaded.origin(row)) for row in rows.tolist()] for rows in found]
+
+
+def _characters(loaded: LoadedData) -> LengthCounts:
+    counts = LengthCounts()
+    for _, records in loaded.windows():
+        counts.add(records["characters"])
+    return counts
 
 
 def _in_tokens(
@@ -135,13 +134,18 @@ def _in_tokens(
 
 
 def _token_lengths(loaded: LoadedData, template: Template, context: int | None) -> dict[str, Any]:
-    lengths = loaded.column("length")[loaded.column("flags") & IS_REFUSED == 0]
+    counts, trained, longer = LengthCounts(), 0, 0
+    for _, records in loaded.windows():
+        lengths = records["length"][records["flags"] & IS_REFUSED == 0]
+        counts.add(lengths)
+        trained += int(records["trained"].sum(dtype=np.int64))
+        longer += int((lengths > context).sum()) if context else 0
     return {
-        **(lengths_as_dict(summarise_lengths(lengths)) or {}),
+        **(lengths_as_dict(counts.summary()) or {}),
         "template": template.name,
-        "trained": int(loaded.column("trained").sum(dtype=np.int64)),
+        "trained": trained,
         "context_length": context,
-        "longer_than_context": int((lengths > context).sum()) if context else 0,
+        "longer_than_context": longer,
         "errors": _errors(problem for _, problem in loaded.refusals()),
     }
 
@@ -247,10 +251,10 @@ def prepare_dataset(
     with means_for([path]) as means:
         sources = open_files([DataFile(path=path)])
         loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=max_error_rate)
-    first = np.flatnonzero(~group(loaded.column("row")).copies())
-    prompts, labels = (loaded.column(name)[first] for name in ("prompt", "label"))
-    train, held_out = split_rows(prompts, labels, share=split, seed=seed)
-    written = {output: first[train], **({held_out_path: first[held_out]} if split else {})}
+    back = loaded.by_digest("row").steps_back()
+    first = StoredRows(loaded, where(len(back), lambda window: back[window] == 0), _UNLIMITED)
+    train, held_out = (at(first.positions, rows) for rows in split_rows(first.by_request(), share=split, seed=seed))
+    written = {output: train, **({held_out_path: held_out} if split else {})}
     for target, positions in written.items():
         _write_rows(target, examples_at(loaded, positions, columns))
     counts = {str(target): len(positions) for target, positions in written.items()}

@@ -15,9 +15,10 @@ from typing import Any
 
 from finetune.core.errors import FinetuneError, UsageError
 from finetune.core.files import write_atomically
+from finetune.models.source import ModelSource
 from finetune.workflows.export import export
 from finetune.workflows.opening import resolve_base
-from finetune.workflows.subjects import find_subject
+from finetune.workflows.subjects import find_subject, is_run
 
 OnNotice = Callable[[str], None]
 
@@ -123,12 +124,37 @@ def _as_one_model(
 ) -> Iterator[Path]:
     """A directory with everything that the harness loads: that of the model, or a merge that is gone afterwards."""
     if what is None:
-        yield resolve_base(find_subject(None, model=model, adapter=None, checkpoint=checkpoint)).path
+        source = resolve_base(find_subject(None, model=model, adapter=None, checkpoint=checkpoint))
+        if _is_packed(source):
+            raise UsageError(
+                f"--model {source.name}: its weights are packed for MLX, and the harness reads models with PyTorch. "
+                "Give the model that they were made from; a run or an adapter on these is merged into a float model."
+            )
+        yield source.path
         return
     with TemporaryDirectory(prefix="ft-harness-") as folder:
         merged = Path(folder) / "model"
-        export(what, format="merged", output=merged, model=model, checkpoint=checkpoint, on_notice=on_notice)
+        packed = _is_packed(_base_of(Path(what), model, checkpoint))
+        export(
+            what,
+            format="merged",
+            output=merged,
+            model=model,
+            checkpoint=checkpoint,
+            dequantize=packed,
+            on_notice=on_notice,
+        )
         yield merged
+
+
+def _base_of(what: Path, model: str | None, checkpoint: str | None) -> ModelSource:
+    run, adapter = (what, None) if is_run(what) else (None, what)
+    return resolve_base(find_subject(run, model=model, adapter=adapter, checkpoint=checkpoint))
+
+
+def _is_packed(source: ModelSource) -> bool:
+    """Whether the files hold MLX's packed weights, which other programs do not read."""
+    return isinstance(source.config.get("quantization"), dict)
 
 
 def _run(evaluator: Any, manager: Any, directory: Path, options: HarnessOptions) -> dict[str, Any]:

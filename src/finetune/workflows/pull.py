@@ -9,6 +9,7 @@ from finetune.config.schema import DataConfig, DataFile, ModelConfig, RunConfig
 from finetune.core.errors import ModelError, UsageError
 from finetune.data.hub import fetch_data, is_address, look_up_data, parse_address
 from finetune.data.load import training_files
+from finetune.data.tokenizer import TextTokenizer
 from finetune.hub import cache, client
 from finetune.models.hub import fetch_model, look_up_model
 from finetune.models.source import is_hub_model, resolve_model
@@ -50,10 +51,16 @@ def pull_model(
     model = look_up_model(name, revision)
     missing = sum(file.size for file in model.missing())
     on_start(model)
-    path = fetch_model(model, on_bytes=on_bytes)
+    path = fetch_model(model, on_bytes=on_bytes, check=_check_without_weights)
     resolve_model(name, revision=model.commit)
     files = tuple(path / file.name for file in model.files)
     return Pulled(name, model.commit, path, files, model.bytes, missing)
+
+
+def _check_without_weights(directory: Path) -> None:
+    """Raise ModelError for a description or a tokenizer with which no run could start."""
+    resolve_model(str(directory), weights=False)
+    TextTokenizer.open(directory)
 
 
 def pull_data(

@@ -273,7 +273,7 @@ def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     """What was inferred, what was left out, and what is unusual."""
     advice = advise(
         prepared.config,
-        lengths=prepared.data.train_lengths.tolist(),
+        lengths=prepared.data.train_lengths,
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
         parameters=session.parameters.total,

@@ -112,7 +112,7 @@ def _advice(prepared: Preparation) -> tuple[str, ...]:
     stored = prepared.config.model.init == "pretrained"
     return advise(
         prepared.config,
-        lengths=prepared.data.train_lengths.tolist(),
+        lengths=prepared.data.train_lengths,
         validation_rows=len(prepared.data.validation),
         total_steps=prepared.plan.total_steps,
         parameters=describe_model(prepared.source).parameters if stored else None,

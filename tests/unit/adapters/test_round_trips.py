@@ -33,7 +33,7 @@ ADAPTERS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=ADAPTERS, alphas=st.dictionaries(st.sampled_from(["q_proj", MODULES[1]]), ALPHAS))
 def test_peft_files_keep_every_bit(values: dict[str, Any], alphas: dict[str, float]) -> None:
     written = plain_adapter(**values, alpha_pattern=alphas)
@@ -44,7 +44,7 @@ def test_peft_files_keep_every_bit(values: dict[str, Any], alphas: dict[str, flo
     assert found.config == written.config
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=ADAPTERS, power=st.integers(-3, 3))
 def test_mlx_lm_files_keep_every_bit_where_scales_differ_by_powers_of_two(values: dict[str, Any], power: int) -> None:
     first, second = values["ranks"]
@@ -63,7 +63,7 @@ def _is_power_of_two(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=ADAPTERS, alpha=ALPHAS)
 def test_what_mlx_lm_computes_is_the_same_for_all_ranks_and_scales(values: dict[str, Any], alpha: float) -> None:
     """The product as mlx-lm forms it, by its file alone: one scale, one rank, x A then B.

@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune.adapters import patterns
 from finetune.adapters.adapter import Adapter, AdapterConfig, LoraUpdate, compact_targets
 from finetune.adapters.lora import lora_scale, seeded_init
 from finetune.adapters.peft import write_adapter
@@ -92,6 +94,11 @@ def test_scale_follows_pattern_and_rslora() -> None:
         ({"lora_alpha": "x"}, "lora_alpha = 'x'"),
         ({"lora_alpha": 0}, "lora_alpha = 0 is not a scale numerator"),
         ({"rank_pattern": {"(": 2}}, r"rank_pattern: '\(' is no pattern"),
+        ({"rank_pattern": {"(" * 500 + ")" * 500: 2}}, r"rank_pattern: '\(\(.*\.\.\. is no pattern"),
+        ({"rank_pattern": {"a" * 2000: 2}}, "is no pattern"),
+        ({"alpha_pattern": {"a{99999999999999999999}": 2}}, "is no pattern"),
+        ({"target_modules": 7}, "target_modules = 7 is neither a pattern nor a list of names"),
+        ({"target_modules": [["q_proj"]]}, "target_modules = .* is neither a pattern nor a list of names"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern: None is not a scale numerator"),
         ({"rank_pattern": [1]}, r"rank_pattern = \[1\] is not a mapping"),
         ({"init_lora_weights": "pissa_niter_4"}, "the base's own weights were changed"),
@@ -104,6 +111,21 @@ def test_what_is_not_plain_lora_is_refused(tmp_path: Path, change: dict[str, obj
     rewrite(tmp_path, **change)
     with pytest.raises(ModelError, match=expected):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_would_be_matched_for_ever_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(patterns, "SECONDS", 0.5)
+    write_adapter(tmp_path, adapter())
+    forever = r"((.|\w)*)*[^\w.]"
+    rewrite(tmp_path, **{key: {"up_proj": 4, forever: 4}})
+    began = time.process_time()
+    with pytest.raises(ModelError, match=r"takes more than 0\.5 s to compare") as caught:
+        read_adapter(tmp_path)
+    assert repr(forever) in str(caught.value)
+    assert time.process_time() - began < patterns.SECONDS + 5
 
 
 def test_all_problems_of_the_tensors_are_reported_at_once(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ values = st.recursive(
 names = st.sampled_from([option.name for option in options().values()]) | st.text(max_size=8)
 bodies = st.dictionaries(names, values, max_size=5) | values
 documents = st.dictionaries(st.sampled_from(list(sections())) | st.text(max_size=8), bodies, max_size=5)
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def never_a_fault(path: Path, **layers: object) -> None:

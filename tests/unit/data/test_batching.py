@@ -42,7 +42,7 @@ def rows_in(batches) -> Counter[int]:
     return Counter(int(token) - 1 for tokens in begins for token in tokens)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     LENGTHS, st.integers(1, 9), st.integers(1, 5), st.none() | st.integers(16, 300), st.integers(0, 5), st.booleans()
 )
@@ -55,7 +55,7 @@ def test_every_row_is_read_exactly_once_an_epoch(lengths, rows_per_step, max_row
     assert all(len(plan.row_numbers(step)) <= rows_per_step for step in steps)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(LENGTHS, st.integers(1, 5), st.none() | st.integers(16, 300))
 def test_micro_batches_keep_their_limits_and_train_no_padding(lengths, max_rows, max_tokens):
     rows = rows_of(lengths)
@@ -77,7 +77,7 @@ def test_micro_batches_keep_their_limits_and_train_no_padding(lengths, max_rows,
             assert positions[real].tolist() == list(range(len(row) - 1))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(LENGTHS, st.integers(1, 5), st.none() | st.integers(16, 300))
 def test_packed_rows_lie_end_to_end_within_the_limits_and_nothing_is_padded(lengths, max_rows, max_tokens):
     rows = rows_of(lengths)
@@ -95,7 +95,7 @@ def test_packed_rows_lie_end_to_end_within_the_limits_and_nothing_is_padded(leng
             assert batch.positions[0, here].tolist() == list(range(len(row) - 1))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=60), st.integers(1, 8))
 def test_packing_needs_no_more_micro_batches_than_rows_ask_for_and_evens_them_out(lengths, max_rows):
     groups = pack(lengths, max_rows=max_rows, max_tokens=None)
@@ -112,7 +112,7 @@ def test_packing_needs_no_more_micro_batches_than_rows_ask_for_and_evens_them_ou
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(50, 400))
 def test_packing_to_a_budget_of_tokens_wastes_little_of_it(lengths, max_tokens):
     groups = pack(lengths, max_rows=len(lengths), max_tokens=max_tokens)
@@ -123,7 +123,7 @@ def test_packing_to_a_budget_of_tokens_wastes_little_of_it(lengths, max_tokens):
     assert len(groups) <= max(fewest + 1, 1.7 * fewest)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 60), st.booleans())
 def test_a_step_depends_on_seed_and_number_alone(lengths, rows_per_step, step, packing):
     walked, fresh = (plan_of(lengths, rows_per_step, packing=packing) for _ in range(2))
@@ -156,7 +156,7 @@ def test_trained_tokens_do_not_depend_on_how_rows_are_cut():
     assert totals == {sum(int(row.loss_mask.sum()) for row in rows)}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(LENGTHS, st.integers(1, 5), st.booleans())
 def test_evaluation_reads_every_row_once(lengths, max_rows, packing):
     rows = rows_of(lengths)

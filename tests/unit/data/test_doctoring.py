@@ -7,6 +7,7 @@ import pytest
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 from finetune.data import doctoring
+from finetune.data.doctoring import Found
 from finetune.data.rows import Example, Message, Origin
 from finetune.data.templates import Template
 
@@ -18,8 +19,8 @@ def rows(*pairs: tuple[str, str], label: bool | None = None, file: str = "a") ->
     ]
 
 
-def places(findings: Any) -> list[tuple[str, ...]]:
-    return [finding.rows for finding in findings]
+def places(findings: Found) -> list[tuple[str, ...]]:
+    return [finding.rows for finding in findings.findings]
 
 
 LONG = "please tell me in a few short sentences how the weather is going to be in the north tomorrow"
@@ -27,7 +28,7 @@ LONG = "please tell me in a few short sentences how the weather is going to be i
 
 def test_the_same_request_with_both_labels_is_found() -> None:
     examples = rows(("hi", "x"), ("ho", "y"), label=True) + rows(("hi", "z"), label=False, file="b")
-    [finding] = doctoring.both_labels(examples)
+    [finding] = doctoring.both_labels(examples).findings
     assert finding.rows == ("a:1", "b:1")
     assert finding.detail == "hi"
 
@@ -44,12 +45,12 @@ def test_an_answer_depends_on_the_turns_and_tools_before_it() -> None:
         Example(Origin("a", 2), (*first[:1], Message("assistant", "b"), first[2], Message("assistant", "y"))),
         Example(Origin("a", 3), (*first, Message("assistant", "x")), tools=({"name": "t"},)),
     ]
-    assert doctoring.different_answers(examples) == []
+    assert doctoring.different_answers(examples).count == 0
 
 
 def test_an_undesirable_answer_is_no_other_answer() -> None:
     examples = rows(("hi", "x"), label=True) + rows(("hi", "y"), label=False, file="b")
-    assert doctoring.different_answers(examples) == []
+    assert doctoring.different_answers(examples).count == 0
 
 
 def test_exact_and_near_copies_are_told_apart() -> None:
@@ -76,7 +77,7 @@ def test_requests_of_the_validation_rows_that_are_trained_on_are_leaks() -> None
 def test_messages_that_a_template_changes_are_named(source: str, expected: list[str]) -> None:
     template = Template("t", source, tiny_tokenizer())
     examples = rows(("Hi there", "<think>hm</think>\nWell"))
-    assert [finding.detail for finding in doctoring.mangled(examples, template)] == expected
+    assert [finding.detail for finding in doctoring.mangled(examples, template).findings] == expected
 
 
 class Forgetful:
@@ -94,4 +95,4 @@ def test_characters_that_a_tokenizer_loses_are_shown() -> None:
     examples = rows(("plain", "text"), ("a café?", "no"), ("x", "日本 is far"))
     found = doctoring.lossy(examples, tokenizer)
     assert places(found) == [("a:2",), ("a:3",)]
-    assert found[0].detail == "'é?' comes back as '??'"
+    assert found.findings[0].detail == "'é?' comes back as '??'"

@@ -21,7 +21,6 @@ from finetune.data.prepare import PreparedData, prepare_data
 from finetune.data.tokenizer import TextTokenizer
 
 DEMO = Path(str(resources.files("finetune.demo")))
-ROOT = Path(__file__).parents[3]
 
 # Of test.jsonl, prepared before rows were streamed, cached or shared among processes.
 GOLDEN = "c9f2b9ac65d822a60c5b07da93794277029c1b223cac48231783655c77bf8c05"
@@ -195,41 +194,3 @@ def test_a_stop_ends_the_workers_and_leaves_nothing_behind(chats, monkeypatch, n
         assert process.returncode == 130
         assert said == b"Stopped.\n"
         assert list((cache / "tokens").iterdir()) == []
-
-
-MEASURED = """
-import sys
-from pathlib import Path
-from finetune.data import load
-from tests.unit.data.test_large_data import prepared
-load.LARGE = 0
-prepared(Path(sys.argv[1]))
-"""
-
-
-def peak_of_preparing(path: Path) -> int:
-    """The most KB that a process held while it prepared a file, without pages of files, which the system may take."""
-    process = subprocess.Popen([sys.executable, "-c", MEASURED, str(path)], cwd=ROOT)
-    status, peak = Path(f"/proc/{process.pid}/status"), 0
-    while process.poll() is None:
-        held = [int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("RssAnon")]
-        peak = max(peak, *held, 0)
-        time.sleep(0.005)
-    assert process.returncode == 0
-    return peak
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
-def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setenv("FT_DATA_PROCESSES", "1")
-    answer = "It is number {} of many, and the answer is yes. " * 12
-    peaks = []
-    for rows in (2_000, 16_000):
-        path = tmp_path / f"{rows}.jsonl"
-        rows_of_file = ({"prompt": f"Number {n}?", "completion": answer.format(*[n] * 12)} for n in range(rows))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows_of_file))
-        peaks.append(peak_of_preparing(path))
-
-    # Held whole, the larger file would add 9 MB, its rows 20 and its tokens 9. What may grow is 200 bytes a row.
-    assert path.stat().st_size > 10e6
-    assert peaks[1] - peaks[0] < 6_000

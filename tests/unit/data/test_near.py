@@ -55,7 +55,7 @@ def test_groups_are_those_of_comparing_all_pairs(seed: int) -> None:
     texts = variants(60, seed)
     pairs = by_brute_force(texts, 0.8)
     assert len(pairs) > 50
-    assert near_groups(texts) == connected(pairs)
+    assert [members.tolist() for members in near_groups(texts)] == connected(pairs)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,11 @@ def test_groups_are_those_of_comparing_all_pairs(seed: int) -> None:
 def test_case_and_punctuation_do_not_count_and_texts_without_words_are_left_out(
     texts: list[str], expected: list[list[int]]
 ) -> None:
-    assert near_groups(texts) == expected
+    assert [members.tolist() for members in near_groups(texts)] == expected
 
 
 def test_many_equal_texts_take_no_more_time_than_different_ones() -> None:
     start = time.process_time()
-    assert near_groups(["the same words in every single row of this file"] * 5_000) == [list(range(5_000))]
+    [members] = near_groups(["the same words in every single row of this file"] * 5_000)
+    assert members.tolist() == list(range(5_000))
     assert time.process_time() - start < 20  # comparing all pairs would take minutes

@@ -220,7 +220,7 @@ WORDS = st.text(st.characters(exclude_categories=("Cs", "Cn"), exclude_character
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4),
     st.sampled_from(["chatml", "llama2", "llama3", "mistral"]),

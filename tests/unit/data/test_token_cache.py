@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from finetune.core.errors import DataError
-from finetune.data.rows import Origin
 from finetune.data.token_cache import TokenCache
 from finetune.data.token_store import (
     IDS_FILE,
@@ -50,7 +49,7 @@ def written(cache: TokenCache, key: str = KEY) -> Path:
 
 
 def ids_of(store) -> list[list[int]]:
-    return [store.row(n, 100, Origin("f", n)).input_ids.tolist() for n in range(len(store))]
+    return [store.row(n, 100, "f").input_ids.tolist() for n in range(len(store))]
 
 
 def test_rows_come_back_as_they_were_written_from_memory_and_from_disk(tmp_path):
@@ -63,7 +62,7 @@ def test_rows_come_back_as_they_were_written_from_memory_and_from_disk(tmp_path)
     assert entry is not None
     assert entry.facts == {"rows": 3}
     assert ids_of(entry.store) == ids_of(memory.finish()) == [row.tolist() for row in ROWS]
-    row = entry.store.row(2, 10, Origin("f", 3))
+    row = entry.store.row(2, 10, "f")
     assert (len(row), row.truncated, row.input_ids.dtype) == (10, True, np.int32)
 
 
@@ -135,7 +134,7 @@ def test_two_writers_of_one_entry_do_not_meet(tmp_path):
 
 
 def test_the_entry_that_was_not_used_for_longest_goes_first(tmp_path):
-    sizes = [file.stat().st_size for file in written(cache_in(tmp_path / "one")).iterdir()]
+    sizes = [file.stat().st_size for file in written(cache_in(tmp_path / "one")).glob("*.bin")]
     cache = cache_in(tmp_path / "all", limit=int(2.5 * sum(sizes)))
     for age, key in ((300, "a"), (200, "b")):
         os.utime(written(cache, key) / "entry.json", (10**9 - age, 10**9 - age))

@@ -36,7 +36,7 @@ BACKENDS = {pattern: backend_with(pattern) for pattern in sorted(KNOWN_PATTERNS)
 
 
 @pytest.mark.parametrize("pattern", BACKENDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=TEXTS)
 def test_ascii_text_gets_the_ids_and_ranges_of_the_library(pattern, text):
     expected = BACKENDS[pattern].encode(text, add_special_tokens=False)

@@ -53,7 +53,6 @@ TRIED += [(method, path, GenerationMode.NEGATIVE) for method, path in OPERATIONS
 def tried(examples: int) -> settings:
     return settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -12,6 +12,9 @@ import httpx
 import pytest
 from tests.support.serving import ScriptedSession, Served, chat_body, served, wait_until
 
+from finetune.core.types import GenerationRequest
+from finetune.serving.watch import STEP_SECONDS, TOKEN_SECONDS, step_seconds
+
 KEY = "correct-horse-battery-staple"
 
 
@@ -56,7 +59,7 @@ def test_a_client_that_goes_away_frees_its_slot(stream: bool) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_ended_with_an_error() -> None:
-    with served(ScriptedSession(pause=0.05), timeout=0.3) as server:
+    with served(ScriptedSession(pause=0.05), timeout=1.0) as server:
         response = server.chat("forever")
         assert (response.status_code, code_of(response)) == (504, "timeout")
         streamed = server.chat("forever", stream=True)
@@ -84,12 +87,33 @@ def test_when_the_engine_dies_everybody_who_waits_is_told() -> None:
         assert server.get("/health").status_code == 200
         assert server.chat("crash").status_code == 503
         for thread in waiting:
-            thread.join(timeout=10)
+            thread.join(timeout=60)
         assert [response.status_code for response in answers] == [503] * 3
         assert server.get("/health").status_code == 503
         assert server.chat().status_code == 503
         assert server.chat(stream=True).status_code == 503
         assert "finetune_engine_up 0.0" in server.get("/metrics").text
+
+
+def test_an_engine_that_does_not_come_back_is_seen_by_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.serving.watch.STEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune.serving.watch.TOKEN_SECONDS", 0.0)
+    with served(ScriptedSession(pause=2.0)) as server:
+        assert server.get("/health").status_code == 200
+        thread = threading.Thread(target=server.chat, kwargs={"max_tokens": 1})
+        thread.start()
+        seen: list[httpx.Response] = []
+        wait_until(lambda: seen.append(server.get("/health")) or seen[-1].status_code == 503)
+        assert "hang" in seen[-1].json()["error"]["message"]
+        thread.join(timeout=60)
+        assert server.get("/health").status_code == 200  # it has come back
+
+
+def test_a_step_may_take_longer_the_more_it_reads() -> None:
+    short, long = GenerationRequest((1,) * 10, 5), GenerationRequest((1,) * 10_000, 5)
+    assert step_seconds([short]) == STEP_SECONDS + 11 * TOKEN_SECONDS
+    assert step_seconds([short] * 16) == STEP_SECONDS + 176 * TOKEN_SECONDS
+    assert step_seconds([long]) == step_seconds([long, long]) - TOKEN_SECONDS == STEP_SECONDS + 513 * TOKEN_SECONDS
 
 
 def test_a_stream_that_the_engine_leaves_ends_with_an_error() -> None:
@@ -99,7 +123,7 @@ def test_a_stream_that_the_engine_leaves_ends_with_an_error() -> None:
         thread.start()
         wait_until(lambda: server.session.active == 1)
         server.chat("crash")
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert '"code":"unavailable"' in texts[0]
         assert texts[0].endswith("data: [DONE]\n\n")
 
@@ -248,7 +272,7 @@ def test_stopping_ends_streams_cleanly() -> None:
         thread.start()
         wait_until(lambda: server.session.active == 1)
         server.worker.stop()
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert "shutting down" in texts[0]
     assert texts[0].endswith("data: [DONE]\n\n")
     assert server.session.closed

@@ -20,6 +20,7 @@ from finetune.engines.mlx.ragged import LayerCache, RowLengths
 from finetune.engines.mlx.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.mlx.sampling import Chosen, RowSampler, moved
 from finetune.engines.mlx.solo import SoloCache, SoloRows
+from finetune.engines.mlx.untraced import undifferentiated
 from finetune.engines.prefixes import PrefixCache
 from finetune.engines.scheduling import limits_for
 
@@ -167,11 +168,9 @@ class MLXRows:
         if self._updates is None:
             self._updates = self._model.updates([row.adapter for row in self._slots])
         self._model.use(self._updates)
-        split = self._model.base.split
-        hidden = split.body(self._newest[:, None], cache=self._layers)
+        logits = self._model.base.split.logits(self._ends(self._newest[:, None], self._layers))
         self._lengths.advance(1)
         places = [self._rows.index(row) for row in self._slots]
-        logits = split.logits(hidden[:, -1])
         chosen = self._sampler.choose(logits, [numbers[place] for place in places], of_places(allowed, places), places)
         self._newest = chosen.tokens
         mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
@@ -196,14 +195,19 @@ class MLXRows:
             layers = [LayerCache(rows, window) for window in self._windows]
         tokens = [[0] * (longest - len(cache.unread)) + cache.unread for cache in group]
         self._model.use(self._model.updates([cache.adapter for cache in group]))
-        hidden = self._model.base.split.body(mx.array(tokens, mx.int32), cache=layers)
+        ends = self._ends(mx.array(tokens, mx.int32), layers)
         for row, cache in enumerate(group):
             if len(group) > 1:
                 for mine, theirs in zip(cache.layers, layers, strict=True):
                     mine.take(theirs, row, len(cache.unread))
             cache.rows.advance(len(cache.unread))
             cache.unread.clear()
-        return hidden[:, -1]
+        return ends
+
+    def _ends(self, tokens: Any, layers: Sequence[LayerCache]) -> Any:
+        """Hidden states [rows, D] of the last of tokens [rows, T]."""
+        with undifferentiated():
+            return self._model.base.split.body(tokens, cache=layers)[:, -1]
 
     def copy(self, index: int) -> RowCache:
         row = self._rows[index]

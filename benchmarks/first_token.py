@@ -1,0 +1,132 @@
+"""Seconds to the first text of an answer: of a request alone, of one that joins others, of some in the same moment."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import httpx
+
+from benchmarks.servers import ADAPTERS, Side, body
+
+REQUESTS = 4
+PROMPTS = 1 + 2 * REQUESTS  # of one try
+KINDS = ("short", "long", "shared")
+_BEGUN = 2.0  # seconds, in which three answers begin
+_LONG = 10  # texts of the workload in a long prompt, or in the beginning that prompts share
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Prompts of one kind, each different from all others from its first word on."""
+
+    name: str
+    prompts: Sequence[str]
+    system: str = ""  # what all of them begin with
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """Medians over the tries, in seconds; in each try the three are measured in turn."""
+
+    prompt_tokens: float
+    alone: float
+    joining: float  # while REQUESTS - 1 others decode
+    together: float  # the median of REQUESTS that come in the same moment
+    joining_to_alone: float
+    together_to_alone: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a client saw of one answer."""
+
+    seconds: float
+    prompt_tokens: int
+
+
+def kinds_of(texts: Sequence[str], tries: int) -> list[Kind]:
+    """The kinds that are measured, from texts of the workload: short ones, many in one, some that begin alike."""
+    count = tries * PROMPTS
+    long = [f"{number}. {' '.join(texts[number : number + _LONG])}" for number in range(count)]
+    short = [f"{number}. {text}" for number, text in enumerate(texts[: 2 * count])]
+    common = " ".join(texts[-_LONG:])
+    return [Kind("short", short[:count]), Kind("long", long), Kind("shared", short[count:], common)]
+
+
+def measure(side: Side, kind: Kind, tries: int) -> FirstTokens:
+    """All three figures of one kind."""
+    return asyncio.run(_measured(side, kind, tries))
+
+
+async def _measured(side: Side, kind: Kind, tries: int) -> FirstTokens:
+    prompts = iter(kind.prompts)
+    alone, joining, together, tokens = [], [], [], []
+    async with httpx.AsyncClient(base_url=side.url, timeout=600, trust_env=False) as client:
+        asking = _Asking(client, side, kind.system)
+        await asking.first_token("Before the first.")  # what prompts share is read once, before they are counted
+        for _ in range(tries):
+            seen = await asking.first_token(next(prompts))
+            alone.append(seen.seconds)
+            tokens.append(seen.prompt_tokens)
+            group = await asyncio.gather(*(asking.first_token(prompt) for prompt in _take(prompts, REQUESTS)))
+            together.append(median(one.seconds for one in group))
+            joining.append(await asking.joining(_take(prompts, REQUESTS)))
+    middle = [median(figures) for figures in (tokens, alone, joining, together)]
+    return FirstTokens(*middle, middle[2] / middle[1], middle[3] / middle[1])
+
+
+def _take(prompts: Iterator[str], count: int) -> list[str]:
+    return [next(prompts) for _ in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A client of one server, with what all of its conversations begin with."""
+
+    client: httpx.AsyncClient
+    side: Side
+    system: str
+
+    async def first_token(self, prompt: str, *, tokens: int = 8, ready: asyncio.Event | None = None) -> _Seen:
+        """Ask and read the answer to its end; `ready` is set at the first text."""
+        asked = body(self.side, ADAPTERS[0], prompt, tokens=tokens, stream=True, system=self.system)
+        asked["stream_options"] = {"include_usage": True}
+        began, first, prompt_tokens = time.perf_counter(), 0.0, 0
+        async with self.client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            async for line in response.aiter_lines():
+                document = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+                if not first and has_text(document):
+                    first = time.perf_counter() - began
+                    if ready is not None:
+                        ready.set()
+                if document.get("usage"):
+                    prompt_tokens = document["usage"]["prompt_tokens"]
+        if ready is not None:
+            ready.set()  # an answer may be empty: random weights end one at once now and then
+        return _Seen(first or time.perf_counter() - began, prompt_tokens)
+
+    async def joining(self, prompts: Sequence[str]) -> float:
+        """Seconds of the last prompt, while the answers to the others are being decoded."""
+        events = [asyncio.Event() for _ in prompts[:-1]]
+        others = [
+            asyncio.ensure_future(self.first_token(prompt, tokens=400, ready=event))
+            for prompt, event in zip(prompts, events, strict=False)
+        ]
+        begun = asyncio.gather(*(event.wait() for event in events))
+        await asyncio.wait([begun], timeout=_BEGUN)  # random weights may begin with tokens that are no text
+        seen = await self.first_token(prompts[-1])
+        for waited in (begun, *others):
+            waited.cancel()
+        await asyncio.gather(begun, *others, return_exceptions=True)
+        await asyncio.sleep(0.3)  # until the server has noticed
+        return seen.seconds
+
+
+def has_text(document: dict[str, Any]) -> bool:
+    """Whether a document of a stream carries text of the answer."""
+    choices = document.get("choices")
+    return bool(choices and choices[0]["delta"].get("content"))
