@@ -97,5 +97,5 @@ def test_under_a_limit_of_address_space_a_run_is_cut_to_fit(engine: Engine, tmp_
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     [found] = json.loads(out.read_text())
     assert "failed" not in found, found
-    assert 0.7 <= found["share"] <= 1.0
+    assert 0.5 <= found["share"] <= 1.0
     assert found["max_batch_tokens"] is not None

@@ -116,8 +116,8 @@ class _Search:
         if best is None:
             raise TrainingError(self._nothing_fits())
         if larger := self._inferred(cuts, best.cut):
-            took, free = _gb(self._at_most(larger)), _gb(self.room.free)
-            return larger, f"a step takes {took} of {free} that are free, by what a smaller one took"
+            needed, free = _gb(self._at_most(larger)), _gb(self.room.free)
+            return larger, f"a step takes {needed} of {free} that are free, by what a smaller one took"
         return best.cut, f"a step took {_gb(best.took)} of {_gb(self.room.free)} that are free"
 
     def _next(self, left: list[Cut], best: _Proven | None) -> Cut | None:
