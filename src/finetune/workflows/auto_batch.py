@@ -16,7 +16,7 @@ from finetune.workflows.preparation import Preparation, batch_plan
 _PLANNED = 0.95  # of free memory that a prediction may take before it is tried
 _TRIED = 0.85  # of the memory beside this process: what has no room to be tried is inferred from what has
 _PROVEN = 0.93  # of free memory that a tried step may take: evaluation, checkpoints and data need some besides
-_INFERRED = 0.9  # of free memory that a step may take by what a smaller one took, where there is no room to try it
+_INFERRED = 0.85  # of free memory that a step may take by what a smaller one took, where there is no room to try it
 _LEFT = 0.03  # of free memory that a tried step leaves to everybody else
 _WORTH_ANOTHER = 0.97  # of the cost of a proven cut, what a faster one may cost to be worth a try
 # Tokens of a micro-batch for each core: a CPU is not faster with more, and 5 to 20 % slower with several times as many.
