@@ -126,16 +126,17 @@ def test_adapters_share_a_quantised_base(subject: Subject) -> None:
     assert together != decode(subject.open().generator(), *REQUESTS)
 
 
-WHERE_TOKENS_ARE_CHOSEN = {
-    "mlx": "finetune.engines.mlx.generate.RowSampler.choose",
-    "pytorch": "finetune.engines.torch.generate.choose",
+PLACES = {
+    "mlx": ("finetune.engines.mlx.generate.MLXRows._ends", "finetune.engines.mlx.generate.RowSampler.choose"),
+    "pytorch": ("finetune.engines.torch.generate.TorchRows._run", "finetune.engines.torch.generate.choose"),
 }
 
 
 @pytest.mark.parametrize("kind", ["llama"], scope="module")
-@pytest.mark.parametrize("calls", [0, 1, 4], ids=lambda calls: f"after-{calls}")
+@pytest.mark.parametrize("place", [0, 1], ids=["reading", "choosing"])
+@pytest.mark.parametrize("calls", [0, 4], ids=lambda calls: f"after-{calls}")
 def test_where_memory_runs_out_in_a_step_the_next_generator_decodes_as_ever(
-    subject: Subject, calls: int, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, calls: int, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = subject.open()
     expected = [alone(subject.open(), request) for request in REQUESTS]
@@ -144,15 +145,15 @@ def test_where_memory_runs_out_in_a_step_the_next_generator_decodes_as_ever(
         failing.add(request)
 
     with monkeypatch.context() as patch:
-        place = WHERE_TOKENS_ARE_CHOSEN[subject.engine.name]
-        chosen = pkgutil.resolve_name(place)
+        name = PLACES[subject.engine.name][place]
+        computed = pkgutil.resolve_name(name)
 
         def fails(*arguments: Any, **options: Any) -> Any:
             if next(left, None) is None:
                 raise MemoryError("no room for the next token")
-            return chosen(*arguments, **options)
+            return computed(*arguments, **options)
 
-        patch.setattr(place, fails)
+        patch.setattr(name, fails)
         with pytest.raises(OutOfMemory, match="no room for the next token"):
             finish(failing)
     assert not failing.busy

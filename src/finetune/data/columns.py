@@ -23,7 +23,7 @@ from finetune.core.types import BoolArray
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 WINDOW = 8_192  # rows that are worked on at once
-_IN_MEMORY = 2**20  # bytes
+_IN_MEMORY = 2**17  # bytes
 
 
 def row_array(count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -93,7 +93,7 @@ def expected(request: GenerationRequest) -> list[int]:
 def generator(
     batch: TapeBatch | None = None, prefixes: PrefixCache[Tape] | None = None, **limits: int
 ) -> ContinuousGenerator[Tape]:
-    return ContinuousGenerator(batch or TapeBatch(), prefixes or PrefixCache(), Limits(**limits))
+    return ContinuousGenerator(batch or TapeBatch(), PrefixCache() if prefixes is None else prefixes, Limits(**limits))
 
 
 def finish(generator: ContinuousGenerator[Tape]) -> list[TokenEvent]:
@@ -221,3 +221,17 @@ def test_what_a_constraint_allows_follows_from_the_tokens_so_far() -> None:
     events = finish(together)
     assert tokens_of(events, bound) == [100, 101, 102, 103] == constraint.seen
     assert tokens_of(events, free) == expected(REQUESTS[2])[1:]
+
+
+def test_a_step_that_fails_leaves_no_request_and_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_batch: TapeBatch, _numbers: Sequence[int], _allowed: Mapping[int, BoolArray]) -> Chosen:
+        raise KeyboardInterrupt
+
+    prefixes: PrefixCache[Tape] = PrefixCache()
+    broken = generator(prefixes=prefixes)
+    number = broken.add(REQUESTS[0])
+    monkeypatch.setattr(TapeBatch, "decode", fails)
+    with pytest.raises(KeyboardInterrupt):
+        broken.step()
+    assert (broken.busy, len(prefixes), prefixes.size) == (False, 0, 0)
+    broken.cancel(number)
