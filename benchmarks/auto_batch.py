@@ -4,9 +4,9 @@ Usage: python benchmarks/auto_batch.py [--engine mlx|pytorch] [--cgroup] [--json
 
 Each run tunes a random model of four layers on rows of a few hundred tokens, 16 a step, as `ft train` does, in a
 process that may take so much more address space (RLIMIT_AS), or with --cgroup memory (cgroup v1, as root), than it has
-before it plans. The figure is the peak over the limit, both without that; what is imported with a model counts, which
-for MLX is 0.9 GB of addresses where PyTorch is installed too: its limits are so much higher. In a control group there
-are 32 rows a step, because the process that tries a step takes a quarter of a gigabyte beside the run.
+before it plans. The figure is the peak over the limit, both without that; what is imported with a model counts. In a
+control group the model is several times as large, because the process that tries a step takes a quarter of a gigabyte
+beside the run, whatever the model.
 """
 
 import argparse
@@ -27,10 +27,14 @@ CONFIG = {
     "max_position_embeddings": 2048, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-GIVEN = (260, 300, 340, 400, 480, 560, 640, 720, 800, 1000)  # MiB beyond what the process has before it plans
-GIVEN_IN_GROUP = (400, 500, 600, 700, 800, 900, 1000, 1100, 1250, 1500)  # in MiB, to a process with an empty account
-_ROWS = {False: 16, True: 32}  # a step, by whether a control group limits it
-_IMPORTS = {"mlx": 900, "pytorch": 0}  # MiB of addresses of what is imported with a model
+# MiB beyond what the process has before it plans. MLX: 0.9 GB of addresses are of what is imported with a model.
+GIVEN = {
+    ("mlx", False): (1060, 1080, 1100, 1130, 1160, 1200, 1240, 1290, 1340, 1400),
+    ("pytorch", False): (100, 120, 140, 160, 180, 200, 230, 260, 300, 340),
+    ("mlx", True): (600, 750, 900, 1050, 1200, 1400),
+    ("pytorch", True): (600, 750, 900, 1050, 1200, 1400),
+}
+LARGER = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
 _V1 = Path("/sys/fs/cgroup/memory")
 
 
@@ -47,24 +51,23 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory() as name:
-        inputs = write_inputs(Path(name))
+        inputs = write_inputs(Path(name), LARGER if arguments.cgroup else {})
         for engine in arguments.engine or ("mlx", "pytorch"):
-            for given in arguments.limits or (GIVEN_IN_GROUP if arguments.cgroup else GIVEN):
-                imports = 0 if arguments.cgroup else _IMPORTS[engine]
-                request = {"engine": engine, "given": given + imports, "cgroup": arguments.cgroup, **inputs}
+            for given in arguments.limits or GIVEN[engine, arguments.cgroup]:
+                request = {"engine": engine, "given": given, "cgroup": arguments.cgroup, **inputs}
                 results.append(measured(request))
                 print(sentence(results[-1]), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def write_inputs(folder: Path) -> dict[str, str]:
+def write_inputs(folder: Path, sizes: dict[str, int]) -> dict[str, str]:
     """A model directory without weights and a file of rows of plain text."""
     from finetune.models.source import DEMO_DIRECTORY
 
     model = folder / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (model / "config.json").write_text(json.dumps(CONFIG | sizes), encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).write_bytes((DEMO_DIRECTORY / name).read_bytes())
     draw = np.random.default_rng(0)
@@ -106,7 +109,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     flags = {
         "model.name": request["model"], "model.init": "random", "model.backend": request["engine"],
         "model.dtype": "float32", "data.train_file": request["data"],
-        "training.batch_size": "auto", "training.gradient_accumulation_steps": _ROWS[request["cgroup"]] // 4,
+        "training.batch_size": "auto", "training.gradient_accumulation_steps": 4,
         "training.max_steps": 2, "output.output_dir": output, "output.sample_prompts": 0,
     }  # fmt: skip
     notices: list[str] = []

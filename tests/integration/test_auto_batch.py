@@ -92,8 +92,10 @@ def test_under_a_limit_of_address_space_a_run_is_cut_to_fit(engine: Engine, tmp_
         pytest.skip("RLIMIT_AS is not kept on this system")
     script = Path(__file__).parents[2] / "benchmarks" / "auto_batch.py"
     out = tmp_path / "found.json"
-    command = [sys.executable, str(script), "--engine", engine.name, "--limits", "400", "--json", str(out)]
+    limit = {"mlx": "1200", "pytorch": "200"}[engine.name]
+    command = [sys.executable, str(script), "--engine", engine.name, "--limits", limit, "--json", str(out)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     [found] = json.loads(out.read_text())
     assert "failed" not in found, found
-    assert found["share"] <= 1.0
+    assert 0.5 <= found["share"] <= 1.0
+    assert found["max_batch_tokens"] is not None

@@ -38,21 +38,28 @@ class Cut:
 
 
 def cuts_of(
-    training: TrainingConfig, *, tokens: int, shortest_limit: int, needed: Callable[[TrainingConfig], int]
+    training: TrainingConfig,
+    *,
+    tokens: int,
+    shortest_limit: int,
+    needed: Callable[[TrainingConfig], int],
+    enough: int | None = None,
 ) -> list[Cut]:
-    """The possible cuts, the fastest first.
+    """The possible cuts, the fastest first, and of those that are alike the smallest.
 
     `tokens` are those of the largest step, `shortest_limit` the least that a micro-batch must hold: the longest row.
-    `needed` predicts bytes. What the configuration asks for is kept: recomputation, and a limit of tokens.
+    `needed` predicts bytes. Micro-batches of more than `enough` tokens are no faster (None: the larger the faster).
+    What the configuration asks for is kept: recomputation, and a limit of tokens.
     """
+    fewest = 1 if enough is None else max(1, tokens // enough)
     found = []
     for recompute in (True,) if training.gradient_checkpointing else (False, True):
         for limit in _limits(tokens, shortest_limit, training.max_batch_tokens):
-            pieces = 1 if limit is None else -(-tokens // limit)
+            pieces = max(fewest, 1 if limit is None else -(-tokens // limit))
             cost = (tokens + _CUT_COST * pieces) * (_RECOMPUTED if recompute else 1.0)
             cut = Cut(limit, recompute, cost)
             found.append(Cut(limit, recompute, cost, needed(cut.applied(training))))
-    return sorted(found, key=lambda cut: cut.cost)
+    return sorted(found, key=lambda cut: (cut.cost, cut.max_tokens or tokens))
 
 
 def _limits(tokens: int, shortest: int, given: int | None) -> Sequence[int | None]:

@@ -129,8 +129,10 @@ def main(name: str) -> None:
     try:
         taken = _take_steps(folder)
     except Exception as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        sys.exit(1 if _is_for_memory(error) else _OTHER_FAULT)
+        for_memory = _is_for_memory(error)
+        reason = str(error).partition(". Lower ")[0]  # what to lower is said where nothing is left to try
+        sys.stderr.write(f"{type(error).__name__}: {reason}\n")
+        sys.exit(1 if for_memory else _OTHER_FAULT)
     (folder / _ANSWER).write_text(json.dumps(asdict(taken)), encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from finetune.config.schema import TrainingConfig
 from finetune.core.errors import TrainingError
-from finetune.core.machine import free_addresses, own_memory, unused_memory
+from finetune.core.machine import free_addresses, own_memory, unused_memory, usable_cores
 from finetune.core.types import Batch, IntArray
 from finetune.planning.cuts import Cut, cuts_of
 from finetune.planning.probe import NotTaken, ProbedRun, Taken, probe
@@ -14,11 +14,13 @@ from finetune.workflows.memory import heavy_steps_of, memory_plan, needed_memory
 from finetune.workflows.preparation import Preparation, batch_plan
 
 _PLANNED = 0.95  # of free memory that a prediction may take before it is tried
+_TRIED = 0.85  # of the memory beside this process: what has no room to be tried is inferred from what has
 _PROVEN = 0.93  # of free memory that a tried step may take: evaluation, checkpoints and data need some besides
-_INFERRED = 0.9  # of free memory that a step may take by what a smaller one took, where there is no room to try it
-_UNTRIED = 0.8  # the same where none could be tried: predictions are up to 15 % off
+_INFERRED = 0.85  # of free memory that a step may take by what a smaller one took, where there is no room to try it
 _LEFT = 0.03  # of free memory that a tried step leaves to everybody else
 _WORTH_ANOTHER = 0.97  # of the cost of a proven cut, what a faster one may cost to be worth a try
+# Tokens of a micro-batch for each core: a CPU is not faster with more, and 5 to 20 % slower with several times as many.
+_ENOUGH = 1024
 
 OnNotice = Callable[[str], None]
 
@@ -60,9 +62,14 @@ class _Room(NamedTuple):
         return cls(free, free_addresses(), own_memory() if prepared.on_cpu else None)
 
     @property
-    def to_try(self) -> int:
-        """Addresses are each process's own; memory is for both."""
+    def beside_this(self) -> int:
+        """What there is for a step that is tried. Addresses are each process's own; memory is for both."""
         return self.free if self.beside is None else min(self.free, unused_memory() - self.beside)
+
+    @property
+    def to_try(self) -> float:
+        """What a step that is tried should need at most."""
+        return _PLANNED * self.free if self.beside_this == self.free else _TRIED * self.beside_this
 
 
 class _Proven(NamedTuple):
@@ -76,6 +83,7 @@ class _Search:
     room: _Room
     heavy: Sequence[int]  # the steps that may need most
     off: int = 0  # bytes that steps take more than predicted, by the last one that was measured
+    least_off: int = 0  # the same, at least, by those that could not be measured
     ended: str = ""  # how the last process ended that took no step
     fault: bool = False  # whether that was for something else than memory
 
@@ -91,7 +99,8 @@ class _Search:
         Each step that was measured says how far predictions are off, for the next choice. The process that tries takes
         memory besides: a cut for which both is too much is chosen by what the largest one took that could be tried.
         """
-        left = self._cuts()
+        cuts = self._cuts()
+        left = list(cuts)
         best: _Proven | None = None
         while cut := self._next(left, best):
             left.remove(cut)
@@ -104,27 +113,29 @@ class _Search:
             else:
                 best = _Proven(cut, took)
                 left = [other for other in left if other.cost < _WORTH_ANOTHER * cut.cost]
-        if larger := self._inferred(left, best):
-            reason = "by what a smaller one took" if best else "by prediction"
-            return (
-                larger,
-                f"a step takes {_gb(larger.needed + self.off)} of {_gb(self.room.free)} that are free, {reason}",
-            )
         if best is None:
             raise TrainingError(self._nothing_fits())
+        if larger := self._inferred(cuts, best.cut):
+            needed, free = _gb(self._at_most(larger)), _gb(self.room.free)
+            return larger, f"a step takes {needed} of {free} that are free, by what a smaller one took"
         return best.cut, f"a step took {_gb(best.took)} of {_gb(self.room.free)} that are free"
 
     def _next(self, left: list[Cut], best: _Proven | None) -> Cut | None:
         """What to try: the fastest that should fit beside this process, else the smallest that may be all there is."""
-        fitting = self._expected(left, _PLANNED * self.room.to_try)
-        if fitting or best or not left or self._inferred(left, best):
-            return fitting
-        return min(left, key=_needed)
+        fitting = self._expected(left, self.room.to_try)
+        return fitting if fitting or best or not left else min(left, key=_needed)
 
-    def _inferred(self, left: list[Cut], best: _Proven | None) -> Cut | None:
-        """The fastest cut that fits without being tried. That a small step took less than predicted does not count."""
-        most = (_INFERRED if best else _UNTRIED) * self.room.free
-        return next((cut for cut in left if 0 < cut.needed <= most - max(0, self.off)), None)
+    def _inferred(self, cuts: list[Cut], proven: Cut) -> Cut | None:
+        """The fastest cut for which there is no room to try it, and room to take it."""
+        if self.room.beside is None:
+            return None
+        faster = (cut for cut in cuts if cut.needed and cut.cost < _WORTH_ANOTHER * proven.cost)
+        untried = (cut for cut in faster if cut.needed + self.off > self.room.to_try)
+        return next((cut for cut in untried if self._at_most(cut) <= _INFERRED * self.room.free), None)
+
+    def _at_most(self, cut: Cut) -> int:
+        """Bytes. That a small step took less than predicted does not count."""
+        return cut.needed + max(0, self.off, self.least_off)
 
     def _expected(self, cuts: list[Cut], room: float) -> Cut | None:
         return next((cut for cut in cuts if cut.needed + self.off <= room), None)
@@ -140,7 +151,9 @@ class _Search:
         prepared, lengths = self.prepared, self._lengths()
         tokens = max(int(lengths[prepared.batches.row_numbers(index)].sum()) for index in self.heavy)
         longest = max(int(lengths.max()), prepared.config.data.max_length or 0)
-        return cuts_of(prepared.config.training, tokens=tokens, shortest_limit=longest, needed=self._needed)
+        enough = _ENOUGH * usable_cores() if prepared.on_cpu else None
+        training, needed = prepared.config.training, self._needed
+        return cuts_of(training, tokens=tokens, shortest_limit=longest, needed=needed, enough=enough)
 
     def _needed(self, training: TrainingConfig) -> int:
         prepared = _with(self.prepared, training)
@@ -156,6 +169,7 @@ class _Search:
         taken = probe(run, self._heavy_batches(prepared), leave=int(_LEFT * self.room.free))
         if isinstance(taken, NotTaken):
             self.ended, self.fault = taken.why, not taken.for_memory
+            self.least_off = max(self.least_off, self.room.beside_this - cut.needed)
             return None
         took, fits = self._amount(taken), self._fits(taken)
         if cut.needed:

@@ -11,11 +11,11 @@ AUTO = TrainingConfig(batch_size="auto", gradient_accumulation_steps=4)
 TOKENS, LONGEST = 8_000, 900
 
 
-def cuts(training: TrainingConfig = AUTO) -> list[Cut]:
+def cuts(training: TrainingConfig = AUTO, *, enough: int | None = None) -> list[Cut]:
     def needed(settled: TrainingConfig) -> int:
         return (settled.max_batch_tokens or TOKENS) * (1 if settled.gradient_checkpointing else 3)
 
-    return cuts_of(training, tokens=TOKENS, shortest_limit=LONGEST, needed=needed)
+    return cuts_of(training, tokens=TOKENS, shortest_limit=LONGEST, needed=needed, enough=enough)
 
 
 def test_rows_of_a_step_are_the_same_in_every_cut() -> None:
@@ -27,6 +27,15 @@ def test_the_whole_step_at_once_is_the_fastest_and_recomputing_in_pieces_the_las
     assert (found[0].max_tokens, found[0].recompute) == (None, False)
     assert (found[-1].max_tokens, found[-1].recompute) == (LONGEST, True)
     assert all(one.cost <= other.cost for one, other in pairwise(found))
+
+
+@pytest.mark.parametrize(("enough", "expected"), [(2_000, 2_000), (1_500, 1_600), (100, LONGEST), (9_000, None)])
+def test_where_more_tokens_are_no_faster_the_smallest_of_the_fastest_comes_first(
+    enough: int, expected: int | None
+) -> None:
+    found = cuts(enough=enough)
+    assert (found[0].max_tokens, found[0].recompute) == (expected, False)
+    assert all(cut.cost >= found[0].cost for cut in found)
 
 
 def test_a_cut_into_pieces_costs_less_than_to_recompute() -> None:
