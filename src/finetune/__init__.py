@@ -1,7 +1,7 @@
 """Fine-tune language models on the machine you own: LoRA, QLoRA, DoRA or in full, on MLX and PyTorch.
 
-The verbs of `ft` as functions: `finetune.train`, `resume`, `evaluate`, `generate`, `chat`, `export_model`. Each is
-imported when it is first used, so that `import finetune` costs nothing.
+The verbs of `ft` as functions: `finetune.train`, `resume`, `evaluate`, `generate`, `generate_all`, `chat`,
+`export_model`. Each is imported when it is first used, so that `import finetune` costs nothing.
 """
 
 import importlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.workflows.chat import chat
     from finetune.workflows.evaluate import evaluate
     from finetune.workflows.export import export as export_model
-    from finetune.workflows.generate import generate
+    from finetune.workflows.generate import generate, generate_all
     from finetune.workflows.train import TrainingResult, resume, train
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ _LAZY = {
     "evaluate": ("finetune.workflows.evaluate", "evaluate"),
     "export_model": ("finetune.workflows.export", "export"),
     "generate": ("finetune.workflows.generate", "generate"),
+    "generate_all": ("finetune.workflows.generate", "generate_all"),
     "load_config": ("finetune.config.load", "load_config"),
     "resume": ("finetune.workflows.train", "resume"),
     "train": ("finetune.workflows.train", "train"),
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "generate",
+    "generate_all",
     "load_config",
     "resume",
     "train",

@@ -5,11 +5,10 @@ optimizers; each sentence names the value, the usual one, and the option to chan
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from finetune.config.schema import RunConfig
-from finetune.core.types import IntArray
 
 LORA_RATES = (2e-5, 1e-3)
 FULL_RATES = (1e-6, 1e-4)
@@ -18,33 +17,39 @@ SMALL_MODEL = 100_000_000  # parameters; below it, learning rates go ten times h
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of the data when advice is asked for; None and an empty list where it is not."""
+class LengthFacts:
+    """Rows in tokens, before they are cut or left out for their length."""
 
-    lengths: Sequence[int] | IntArray = ()  # tokens of each training row
+    rows: int
+    longest: int
+    beyond: int  # rows longer than the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of the data when advice is asked for; None where it is not."""
+
+    rows: int = 0  # in the training set; 0: not known
+    lengths: LengthFacts | None = None
     validation_rows: int | None = None
     total_steps: int | None = None
     parameters: int | None = None  # of the model
-
-    @property
-    def rows(self) -> int:
-        return len(self.lengths)
 
 
 def advise(
     config: RunConfig,
     *,
-    lengths: Sequence[int] | IntArray = (),
+    rows: int = 0,
+    lengths: LengthFacts | None = None,
     validation_rows: int | None = None,
     total_steps: int | None = None,
     parameters: int | None = None,
 ) -> tuple[str, ...]:
     """Recommendations for a configuration, and for its data where that is measured.
 
-    `lengths` are the tokens of each training row, `total_steps` the optimizer steps of the run,
-    `parameters` those of the model.
+    `rows` are those of the training set, `total_steps` the optimizer steps of the run, `parameters` those of the model.
     """
-    facts = Facts(lengths, validation_rows, total_steps or config.training.max_steps, parameters)
+    facts = Facts(rows, lengths, validation_rows, total_steps or config.training.max_steps, parameters)
     found = (rule(config, facts) for rule in RULES)
     return tuple(sentence for sentence in found if sentence)
 
@@ -124,20 +129,19 @@ def _smoothing(config: RunConfig, _: Facts) -> str | None:
 
 
 def _max_length(config: RunConfig, facts: Facts) -> str | None:
-    limit = config.data.max_length
-    if limit is None or not facts.rows:
+    limit, lengths = config.data.max_length, facts.lengths
+    if limit is None or lengths is None:
         return None
-    longest, cut = max(facts.lengths), sum(length > limit for length in facts.lengths)
-    if cut * 10 >= facts.rows:
+    if lengths.beyond * 10 >= lengths.rows:
         fate = {"truncate": "are cut", "drop": "are left out", "error": "end the run"}[config.data.on_long]
         return (
-            f"{cut:,} of {facts.rows:,} rows are longer than data.max_length = {limit} and {fate}. "
-            f"The longest has {longest:,} tokens."
+            f"{lengths.beyond:,} of {lengths.rows:,} rows are longer than data.max_length = {limit} and {fate}. "
+            f"The longest has {lengths.longest:,} tokens."
         )
-    if limit > 2 * longest:
+    if limit > 2 * lengths.longest:
         return (
-            f"data.max_length = {limit} is far above the data: the longest row has {longest:,} tokens. "
-            f"{recommended_length(longest)} does the same."
+            f"data.max_length = {limit} is far above the data: the longest row has {lengths.longest:,} tokens. "
+            f"{recommended_length(lengths.longest)} does the same."
         )
     return None
 

@@ -67,6 +67,11 @@ class LengthSummary:
     histogram: tuple[tuple[int, int], ...]
 
     @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(rows for _, rows in self.histogram)
+
+    @property
     def recommended(self) -> int:
         """A limit that cuts next to nothing: the longest row, or the 99th percentile where a few are far longer."""
         covering = -(-self.p99 // 32) * 32
@@ -83,6 +88,10 @@ class LengthCounts:
         """Count some more rows."""
         for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True):
             self._rows[int(length)] += int(rows)
+
+    def beyond(self, limit: int) -> int:
+        """How many rows are longer."""
+        return sum(rows for length, rows in self._rows.items() if length > limit)
 
     def summary(self) -> LengthSummary | None:
         """Percentiles are lengths that occur; the histogram's bounds are powers of two. None for no rows."""

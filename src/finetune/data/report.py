@@ -47,6 +47,7 @@ class DataReport:
     problems: tuple[Problem, ...]
     dropped: Mapping[str, int]  # reason to number of rows
     lengths: LengthSummary | None
+    longer: int  # rows of more than `max_length` tokens: cut, or dropped
     max_length: int
     validation: "DataReport | None" = field(default=None)  # of a validation file of its own
 
@@ -60,6 +61,7 @@ class DataReport:
             "problems": [str(problem) for problem in self.problems],
             "dropped": dict(self.dropped),
             "lengths": lengths_as_dict(self.lengths),
+            "longer": self.longer,
             "max_length": self.max_length,
             "validation": self.validation.as_dict() if self.validation else None,
         }

@@ -56,6 +56,7 @@ def select_rows(
         problems=(*loaded.problems, *refusals),
         dropped=_reasons(bad, fates),
         lengths=summary,
+        longer=survey.lengths.beyond(max_length),
         max_length=max_length,
     )
     return Selection(fates, positions, survey.unseen_roles(), account)

@@ -91,7 +91,7 @@ def generate(
     The prompt is a user message where a template is known (`template`, the run's, the tokenizer's), else raw text.
     """
     report = generate_all(
-        [Asked(text=prompt)],
+        [prompt],
         model=model,
         adapter=adapter,
         checkpoint=checkpoint,
@@ -122,7 +122,7 @@ def generate(
 
 
 def generate_all(
-    asked: Sequence[Asked],
+    asked: Sequence[Asked | str],
     *,
     model: str | None = None,
     adapter: Path | str | None = None,
@@ -151,7 +151,8 @@ def generate_all(
         device=device,
     )
     with open_subject(subject, template=template, raw=raw, on_notice=on_notice) as opened:
-        requests = _requests(asked, opened, options, system)
+        prompts = [Asked(text=one) if isinstance(one, str) else one for one in asked]
+        requests = _requests(prompts, opened, options, system)
         answers = []
         began = time.perf_counter()
         for piece in in_order(stream(opened.session.generator(), requests, opened.tokenizer)):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.config.advice import LengthFacts, advise
 from finetune.config.load import LoadedConfig, plain
 from finetune.config.schema import DataConfig, DataFile, RunConfig
 from finetune.core.errors import ConfigError, ModelError
@@ -52,6 +53,19 @@ class Preparation:
     def on_cpu(self) -> bool:
         """Whether arrays are in the process's own memory."""
         return self.device.startswith("cpu")
+
+    def advice(self, parameters: int | None) -> tuple[str, ...]:
+        """What is unusual about the configuration for this data; `parameters` are those of the model."""
+        report = self.data.report
+        lengths = report.lengths
+        return advise(
+            self.config,
+            rows=len(self.data.train),
+            lengths=None if lengths is None else LengthFacts(lengths.rows, lengths.longest, report.longer),
+            validation_rows=len(self.data.validation),
+            total_steps=self.plan.total_steps,
+            parameters=parameters,
+        )
 
     def engine_notice(self) -> str:
         """What runs this, why, where, in which type and with which layout of rows."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.lora import seeded_init
-from finetune.config.advice import advise
 from finetune.config.dump import dump_config
 from finetune.config.load import LoadedConfig, load_config, plain
 from finetune.config.schema import RunConfig
@@ -271,13 +270,7 @@ def _number(value: float | None) -> float:
 
 def _notices(prepared: Preparation, session: TrainSession) -> list[Notice]:
     """What was inferred, what was left out, and what is unusual."""
-    advice = advise(
-        prepared.config,
-        lengths=prepared.data.train_lengths,
-        validation_rows=len(prepared.data.validation),
-        total_steps=prepared.plan.total_steps,
-        parameters=session.parameters.total,
-    )
+    advice = prepared.advice(session.parameters.total)
     inferred = (
         prepared.engine_notice(),
         *session.notices,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.targets import LinearShape, choose_ranks
-from finetune.config.advice import advise
 from finetune.config.load import LoadedConfig
 from finetune.config.schema import RunConfig
 from finetune.models.architecture import read_architecture
@@ -110,10 +109,4 @@ def _adapter_parameters(config: RunConfig, info: ModelInfo) -> int:
 
 def _advice(prepared: Preparation) -> tuple[str, ...]:
     stored = prepared.config.model.init == "pretrained"
-    return advise(
-        prepared.config,
-        lengths=prepared.data.train_lengths,
-        validation_rows=len(prepared.data.validation),
-        total_steps=prepared.plan.total_steps,
-        parameters=describe_model(prepared.source).parameters if stored else None,
-    )
+    return prepared.advice(describe_model(prepared.source).parameters if stored else None)

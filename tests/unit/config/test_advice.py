@@ -1,8 +1,10 @@
 """Advice names what is unusual and stays silent about what is not."""
 
+from dataclasses import replace
+
 import pytest
 
-from finetune.config.advice import advise, recommended_length
+from finetune.config.advice import LengthFacts, advise, recommended_length
 from finetune.config.load import load_config
 from finetune.config.schema import RunConfig
 
@@ -63,22 +65,22 @@ def test_usual_values_need_no_advice(overrides: list[str]) -> None:
 
 
 def test_measured_lengths_are_compared_with_the_limit() -> None:
-    rows = [100] * 95 + [300] * 5
-    common = {"validation_rows": 10, "total_steps": 75}
+    common = {"rows": 100, "validation_rows": 10, "total_steps": 75}
+    within = LengthFacts(rows=100, longest=300, beyond=0)
 
-    (above,) = advise(config("data.max_length=2048"), lengths=rows, **common)
-    (below,) = advise(config("data.max_length=64", "data.on_long=drop"), lengths=rows, **common)
+    (above,) = advise(config("data.max_length=2048"), lengths=within, **common)
+    (below,) = advise(config("data.max_length=64", "data.on_long=drop"), lengths=replace(within, beyond=100), **common)
 
     assert above.startswith("data.max_length = 2048 is far above the data: the longest row has 300 tokens. 320 does")
     assert below.startswith("100 of 100 rows are longer than data.max_length = 64 and are left out.")
-    assert advise(config("data.max_length=512"), lengths=rows, **common) == ()
+    assert advise(config("data.max_length=512"), lengths=within, **common) == ()
     assert recommended_length(320) == 320
 
 
 def test_measured_rows_are_compared_with_the_run() -> None:
-    few = advise(config("training.batch_size=64"), lengths=[10] * 20, total_steps=30)
-    often = advise(config(), lengths=[10] * 20, total_steps=500)
-    short = advise(config(), lengths=[10] * 20, total_steps=5)
+    few = advise(config("training.batch_size=64"), rows=20, total_steps=30)
+    often = advise(config(), rows=20, total_steps=500)
+    short = advise(config(), rows=20, total_steps=5)
 
     assert any("is more than the 20 training rows" in sentence for sentence in few)
     assert any("reads each row about 100 times" in sentence for sentence in often)
