@@ -14,8 +14,8 @@ from benchmarks.servers import ADAPTERS, Side, body
 
 REQUESTS = 4
 PROMPTS = 1 + 2 * REQUESTS  # of one try
+CANDIDATES = 4  # for each of them
 KINDS = ("short", "long", "shared")
-_BEGUN = 2.0  # seconds, in which three answers begin
 _LONG = 10  # texts of the workload in a long prompt, or in the beginning that prompts share
 
 
@@ -49,12 +49,31 @@ class _Seen:
 
 
 def kinds_of(texts: Sequence[str], tries: int) -> list[Kind]:
-    """The kinds that are measured, from texts of the workload: short ones, many in one, some that begin alike."""
-    count = tries * PROMPTS
+    """The kinds that are measured, from texts of the workload: short ones, many in one, some that begin alike.
+
+    Each has more prompts than are needed, of which `answered` takes some.
+    """
+    count = CANDIDATES * tries * PROMPTS
     long = [f"{number}. {' '.join(texts[number : number + _LONG])}" for number in range(count)]
-    short = [f"{number}. {text}" for number, text in enumerate(texts[: 2 * count])]
     common = " ".join(texts[-_LONG:])
-    return [Kind("short", short[:count]), Kind("long", long), Kind("shared", short[count:], common)]
+    return [Kind("short", texts[:count]), Kind("long", long), Kind("shared", texts[count : 2 * count], common)]
+
+
+async def answered(side: Side, kind: Kind, tries: int) -> Kind:
+    """As many prompts as `tries` need, of those that are answered with text from the first token on.
+
+    With random weights many an answer begins with tokens that are no text, and a client sees nothing of them.
+    """
+    wanted: list[str] = []
+    async with httpx.AsyncClient(base_url=side.url, timeout=600, trust_env=False) as client:
+        for prompt in kind.prompts:
+            asked = body(side, ADAPTERS[0], prompt, tokens=1, system=kind.system)
+            response = await client.post("/v1/chat/completions", json=asked)
+            if response.raise_for_status().json()["choices"][0]["message"]["content"]:
+                wanted.append(prompt)
+            if len(wanted) == tries * PROMPTS:
+                return Kind(kind.name, wanted, kind.system)
+    raise SystemExit(f"Too few {kind.name} prompts are answered with text: {len(wanted)} for {tries} tries.")
 
 
 def measure(side: Side, kind: Kind, tries: int) -> FirstTokens:
@@ -105,9 +124,9 @@ class _Asking:
                         ready.set()
                 if document.get("usage"):
                     prompt_tokens = document["usage"]["prompt_tokens"]
-        if ready is not None:
-            ready.set()  # an answer may be empty: random weights end one at once now and then
-        return _Seen(first or time.perf_counter() - began, prompt_tokens)
+        if not first:
+            raise SystemExit(f"{self.side.name} answered without text: {prompt[:80]}")
+        return _Seen(first, prompt_tokens)
 
     async def joining(self, prompts: Sequence[str]) -> float:
         """Seconds of the last prompt, while the answers to the others are being decoded."""
@@ -116,12 +135,11 @@ class _Asking:
             asyncio.ensure_future(self.first_token(prompt, tokens=400, ready=event))
             for prompt, event in zip(prompts, events, strict=False)
         ]
-        begun = asyncio.gather(*(event.wait() for event in events))
-        await asyncio.wait([begun], timeout=_BEGUN)  # random weights may begin with tokens that are no text
+        await asyncio.gather(*(event.wait() for event in events))
         seen = await self.first_token(prompts[-1])
-        for waited in (begun, *others):
-            waited.cancel()
-        await asyncio.gather(begun, *others, return_exceptions=True)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0.3)  # until the server has noticed
         return seen.seconds
 

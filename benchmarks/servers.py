@@ -141,8 +141,8 @@ def cpu_seconds(side: Side) -> float:
     return float(times.user + times.system)
 
 
-def prompts_of(workload: Path, count: int) -> list[str]:
+def prompts_of(workload: Path) -> list[str]:
     """First requests of the workload's conversations, each different from its first word on."""
     rows = read_rows(workload / "chat.jsonl")
     texts = [next(turn["content"] for turn in row["messages"] if turn["role"] == "user") for row in rows]
-    return [f"{number}. {text[:600]}" for number, text in enumerate(texts[:count])]
+    return [f"{number}. {text[:600]}" for number, text in enumerate(texts)]

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from benchmarks import first_token
-from benchmarks.first_token import FirstTokens
+from benchmarks.first_token import FirstTokens, Kind
 from benchmarks.machine import describe_machine
 from benchmarks.servers import ADAPTERS, Side, body, cpu_seconds, ours, prompts_of, theirs, write_adapters
 from benchmarks.workload import make_workload
@@ -75,15 +75,21 @@ async def persistently(client: httpx.AsyncClient, asked: dict[str, Any]) -> http
     raise SystemExit(f"{client.base_url} refuses every connection")
 
 
-def measure(side: Side, prompts: Sequence[str], tries: int) -> Figures:
+def measure(side: Side, prompts: Sequence[str], kinds: Sequence[Kind], tries: int) -> Figures:
     """All figures of one side. Every set of prompts is new to the server, so that no cache answers for it."""
     batches = [prompts[start : start + AT_ONCE] for start in range(0, 3 * AT_ONCE, AT_ONCE)]
     asyncio.run(throughput(side, batches[0][:2], ADAPTERS[:1]))  # warm
     four = asyncio.run(throughput(side, batches[1], ADAPTERS))
     asyncio.run(throughput(side, batches[0][2:3], ADAPTERS[:1]))
     one = asyncio.run(throughput(side, batches[2], ADAPTERS[:1]))
-    kinds = first_token.kinds_of(prompts[3 * AT_ONCE :], tries)
     return Figures(four, one, {kind.name: first_token.measure(side, kind, tries) for kind in kinds})
+
+
+def answered_kinds(model: Path, adapters: Path, texts: Sequence[str], tries: int) -> list[Kind]:
+    """Prompts for the time to the first token, the same for both sides."""
+    with ours(model, adapters) as side:
+        candidates = first_token.kinds_of(texts, tries)
+        return [asyncio.run(first_token.answered(side, kind, tries)) for kind in candidates]
 
 
 def summary(runs: dict[str, list[Figures]]) -> dict[str, Any]:
@@ -118,16 +124,17 @@ def main() -> None:
     for folder in (arguments.workload, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     make_workload(arguments.workload, None)
-    prompts = prompts_of(arguments.workload, 3 * AT_ONCE + 3 * arguments.tries * first_token.PROMPTS)
+    prompts = prompts_of(arguments.workload)
     model = arguments.workload / "nano30"
     runs: dict[str, list[Figures]] = {}
     load = [round(one, 2) for one in os.getloadavg()]
     with tempfile.TemporaryDirectory() as folder:
         write_adapters(model, Path(folder))
+        kinds = answered_kinds(model, Path(folder), prompts[3 * AT_ONCE :], arguments.tries)
         for number in range(arguments.rounds):
             for start in (ours, theirs):
                 with start(model, Path(folder)) as side:
-                    figures = measure(side, prompts, arguments.tries)
+                    figures = measure(side, prompts, kinds, arguments.tries)
                 runs.setdefault(side.name, []).append(figures)
                 print(f"round {number + 1}, {side.name}: {json.dumps(asdict(figures))}", flush=True)
     found = summary(runs)
