@@ -16,6 +16,7 @@ REQUESTS = 4
 PROMPTS = 1 + 2 * REQUESTS  # of one try
 CANDIDATES = 4  # for each of them
 KINDS = ("short", "long", "shared")
+_COMMON = -100  # where the shared beginning is taken from: after it, answers begin with text
 _LONG = 10  # texts of the workload in a long prompt, or in the beginning that prompts share
 
 
@@ -55,7 +56,7 @@ def kinds_of(texts: Sequence[str], tries: int) -> list[Kind]:
     """
     count = CANDIDATES * tries * PROMPTS
     long = [f"{number}. {' '.join(texts[number : number + _LONG])}" for number in range(count)]
-    common = " ".join(texts[-_LONG:])
+    common = " ".join(texts[_COMMON : _COMMON + _LONG])
     return [Kind("short", texts[:count]), Kind("long", long), Kind("shared", texts[count : 2 * count], common)]
 
 
