@@ -176,6 +176,8 @@ def test_tokens_beside_a_sentencepiece_model_have_their_ids(shared, tmp_path):
     assert tokenizer.prompt_ids("a") == (1, 263)
     assert "<|im_end|>" in tokenizer.special_tokens
     assert opened_alone(model, tmp_path, add_bos_token=False, bos_token="<s>").prompt_ids("a") == (263,)
+    assert opened_alone(model, tmp_path, bos_token=None).prompt_ids("a") == (263,)  # "None" is a piece of its own
+    assert opened_alone(model, tmp_path, add_prefix_space=False).encode("a")[0].tolist() == [29874]
     with pytest.raises(ModelError, match="cannot have the id 40000"):
         opened_alone(model, tmp_path, added_tokens_decoder={"40000": {"content": "<far>"}})
 

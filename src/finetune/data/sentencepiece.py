@@ -16,8 +16,8 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _BPE = 2  # TrainerSpec.model_type
 
 
-class PieceKind(IntEnum):
-    """What a piece is for, by the numbers of the file."""
+class TokenKind(IntEnum):
+    """What a token is for, by SentencePiece's numbers, which are llama.cpp's too."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -33,7 +33,7 @@ class Piece:
 
     text: str
     score: float
-    kind: PieceKind
+    kind: TokenKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def _model(fields: list[tuple[int, Any]]) -> SentencePieceModel:
 def _piece(message: bytes) -> Piece:
     found = dict(_fields(message))
     score = struct.unpack("<f", found[2])[0] if 2 in found else 0.0
-    return Piece(found.get(1, b"").decode("utf-8"), float(score), PieceKind(found.get(3, PieceKind.NORMAL)))
+    return Piece(found.get(1, b"").decode("utf-8"), float(score), TokenKind(found.get(3, TokenKind.NORMAL)))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.sentencepiece import PieceKind, SentencePieceModel, read_sentencepiece
+from finetune.data.sentencepiece import SentencePieceModel, TokenKind, read_sentencepiece
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 _SPACE = "▁"
-_SPECIAL = {PieceKind.CONTROL, PieceKind.UNKNOWN}
+_SPECIAL = {TokenKind.CONTROL, TokenKind.UNKNOWN}
 
 
 def open_sentencepiece_bpe(file: Path, config: Mapping[str, Any], added: Mapping[str, int]) -> "Tokenizer | None":
@@ -28,12 +28,13 @@ def open_sentencepiece_bpe(file: Path, config: Mapping[str, Any], added: Mapping
         return None
     from tokenizers import Tokenizer, models
 
-    unknown = next((piece.text for piece in model.pieces if piece.kind is PieceKind.UNKNOWN), None)
+    unknown = next((piece.text for piece in model.pieces if piece.kind is TokenKind.UNKNOWN), None)
     vocabulary = {piece.text: number for number, piece in enumerate(model.pieces)}
     merges = _merges(model, vocabulary)
     bpe = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
     tokenizer = Tokenizer(bpe)
-    _set_spaces(tokenizer, adds_space=config.get("add_prefix_space") or model.adds_space, config=config)
+    wanted = config.get("add_prefix_space")
+    _set_spaces(tokenizer, adds_space=model.adds_space if wanted is None else bool(wanted), config=config)
     _add_tokens(tokenizer, model, config, added)
     _set_ends(tokenizer, config)
     return tokenizer
@@ -41,7 +42,7 @@ def open_sentencepiece_bpe(file: Path, config: Mapping[str, Any], added: Mapping
 
 def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, the best score first; a tie goes to the longer left part."""
-    usable = {piece.text for piece in model.pieces if piece.kind in {PieceKind.NORMAL, PieceKind.USER_DEFINED}}
+    usable = {piece.text for piece in model.pieces if piece.kind in {TokenKind.NORMAL, TokenKind.USER_DEFINED}}
     found = []
     for piece in model.pieces:
         if piece.text not in usable:
@@ -74,7 +75,7 @@ def _add_tokens(
     for piece in model.pieces:
         if piece.kind in _SPECIAL:
             tokenizer.add_tokens([AddedToken(piece.text, special=True, normalized=False)])
-        elif piece.kind is PieceKind.USER_DEFINED:  # normalized: found where spaces are ▁ already
+        elif piece.kind is TokenKind.USER_DEFINED:  # normalized: found where spaces are ▁ already
             tokenizer.add_tokens([AddedToken(piece.text, normalized=not model.adds_space)])
     for number, token in sorted(_added(config, added).items()):
         tokenizer.add_tokens([token])
@@ -98,9 +99,9 @@ def _set_ends(tokenizer: "Tokenizer", config: Mapping[str, Any]) -> None:
 
     def known(name: str, default: str, *, wanted: bool) -> list[tuple[str, int]]:
         value = config.get(f"{name}_token", default)
-        text = str(value.get("content") if isinstance(value, dict) else value)
-        number = tokenizer.token_to_id(text) if wanted else None
-        return [] if number is None else [(text, number)]
+        text = value.get("content") if isinstance(value, dict) else value
+        number = tokenizer.token_to_id(text) if wanted and isinstance(text, str) else None
+        return [] if number is None else [(str(text), number)]
 
     first = known("bos", "<s>", wanted=config.get("add_bos_token", True) is not False)
     last = known("eos", "</s>", wanted=bool(config.get("add_eos_token")))

@@ -7,12 +7,11 @@ with a known splitting is known too, and an unknown splitting is refused.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import ModelError
-from finetune.data.sentencepiece import read_scores
+from finetune.data.sentencepiece import TokenKind, read_scores
 from finetune.data.tokenizer import TextTokenizer
 from finetune.export.gguf.pretokenizers import name_of_splitting
 
@@ -20,17 +19,6 @@ _SPACE = "\u2581"
 _ADDED_SCORE = -1000.0
 _UNUSED_SCORE = -10000.0
 _NO_MERGE = "<none> <none>"  # llama.cpp insists on a list, and symbols start as single characters: this never applies
-
-
-class TokenKind(IntEnum):
-    """llama.cpp's kinds of tokens."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True, slots=True)
