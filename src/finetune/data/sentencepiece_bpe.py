@@ -41,7 +41,7 @@ def open_sentencepiece_bpe(file: Path, config: Mapping[str, Any], added: Mapping
 
 
 def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, the best score first; a tie goes to the longer left part."""
+    """Every way to make a piece of two others, the best score first, and of one score in the order of ids."""
     usable = {piece.text for piece in model.pieces if piece.kind in {TokenKind.NORMAL, TokenKind.USER_DEFINED}}
     found = []
     for piece in model.pieces:
