@@ -1,8 +1,11 @@
 """`ft serve` in a process of its own, on both engines, spoken to by the clients that people use."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ import httpx
 import openai
 import pytest
 from tests.support.in_process import ft_here
-from tests.support.serving import ServeProcess
+from tests.support.serving import SOURCE, ServeProcess
 from tests.support.tiny_model import CONTEXT, write_tiny_adapter, write_tiny_model
 
 KEY = "a-key-that-nobody-guesses"
@@ -239,6 +242,19 @@ def test_a_signal_lets_a_stream_end_and_then_the_server(world: World, tmp_path: 
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert server.process.wait(timeout=60) == 130
         assert "The server has stopped." in server.text
+
+
+def test_ctrl_c_while_the_model_opens_ends_the_server(world: World) -> None:
+    command = [sys.executable, "-v", "-m", "finetune", "serve", str(world.model), "--backend", "mlx", "--port", "0"]
+    opening = {**os.environ, "PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=opening, text=True, errors="replace") as process:
+        for line in process.stderr or ():  # Python tells each import; the engine's thread does this one
+            if line.startswith("import 'mlx_lm.models.llama'"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped." in said  # not a line of its own: both threads write
 
 
 def test_after_the_grace_period_streams_end_with_an_error(world: World, tmp_path: Path) -> None:

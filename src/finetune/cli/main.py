@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,6 +19,7 @@ from finetune import __version__
 from finetune.cli.console import JSON, note, print_json
 from finetune.cli.reading import reading_shown
 from finetune.core.errors import FinetuneError
+from finetune.core.lasting_thread import leave_process
 
 INTERRUPTED = 130
 
@@ -92,13 +93,13 @@ def _root(
     """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `ft` and leave the process with 0, 1 (failed), 2 (wrong usage) or 128 + signal."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):  # names of files and texts of rows may hold what UTF-8 cannot say
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(given or ["--help"]))
+    leave_process(run(given or ["--help"]))
 
 
 def run(arguments: Sequence[str]) -> int:

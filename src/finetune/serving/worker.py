@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from typing import TypeVar
 
 from finetune.core.errors import FinetuneError, UsageError
+from finetune.core.lasting_thread import LastingThread
 from finetune.core.types import RequestId
 from finetune.engines.base import Generator, InferenceSession
 from finetune.generation.answers import Piece
@@ -39,7 +40,7 @@ class Worker:
         self._open_session = open_session
         self._max_batch = max_batch
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing enters the inbox once the thread has left
+        self._lock = threading.Lock()  # nothing enters the inbox once the work is over
         self._opened: Future[None] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: str | None = None
@@ -50,7 +51,7 @@ class Worker:
         self._postponed: list[tuple[str, Callable[[], None]]] = []
         self._session: InferenceSession
         self._generator: Generator
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = LastingThread(self._run, "engine")
 
     def start(self) -> None:
         """Open the model. Raises what opening it raises."""
@@ -64,7 +65,7 @@ class Worker:
     @property
     def failure(self) -> str | None:
         """Why nothing is decoded any more, or just now; None while all is well."""
-        if self._failure is None and not self._thread.is_alive():
+        if self._failure is None and self._thread.over.is_set():
             return "The engine has stopped. Start the server again."
         return _HANGS if self._failure is None and self._watch.overdue else self._failure
 
@@ -107,14 +108,14 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """End all jobs with an error and leave the thread; returns when it has left."""
+        """End all jobs with an error and close the model; returns when that is done."""
 
         def leave() -> None:
             self._stopping = True
 
         with suppress(ApiError):
             self._put(leave)
-        self._thread.join()
+        self._thread.over.wait()
 
     def _put(self, action: Callable[[], None]) -> None:
         with self._lock:

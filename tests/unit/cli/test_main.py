@@ -1,11 +1,12 @@
 """Errors become one message and an exit code; with --json, one document."""
 
 import json
+import sys
 
 import pytest
 from typer.core import TyperGroup
 
-from finetune import __version__
+from finetune import __main__, __version__
 from finetune.cli import main
 from finetune.core.errors import DataError, StoppedBySignal, UsageError
 
@@ -118,3 +119,14 @@ def test_every_command_shows_an_example_that_begins_with_its_name(command: list[
 
     _, _, examples = capsys.readouterr().out.partition("Example")
     assert " ".join(["ft", *command]) in examples
+
+
+def test_ctrl_c_while_the_libraries_are_read_is_answered_too(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    class Read:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "finetune.cli.main", Read())  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as left:
+        __main__.main()
+    assert (left.value.code, capsys.readouterr().err) == (130, "Stopped.\n")
