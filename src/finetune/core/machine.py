@@ -40,7 +40,7 @@ def allow_open_files(more: int) -> bool:
     macOS allows 256, and most of Linux 1,024, until a process asks for more.
     """
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(os.listdir("/dev/fd")) + more
+    needed = sum(1 for _ in Path("/dev/fd").iterdir()) + more
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
