@@ -2,7 +2,8 @@
 
 Rows that read their prompts have caches of their own; the batch has one cache for each layer (see `ragged`). New rows
 read what is left of their prompts before the others go on, short ones side by side, and the logits of a prompt's end
-give the first token: it takes no pass besides.
+give the first token: it takes no pass besides. On the CPU a step of the others is computed a few layers at a time, and
+a prompt that comes in the middle of it is read in between.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from finetune.engines.scheduling import limits_for
 
 _COLUMNS = 128  # that the batch makes room for at once
 _SHORT = 128  # tokens of a prompt up to which reading it alone leaves the device idle
+_PARTS = 4  # of the layers, between which a step on the CPU can be interrupted
 _MOST_PADDED = 1.25  # columns for each token that is read together with others
 
 
@@ -119,14 +121,19 @@ class MLXRows:
         self._sampler.leave(slot)
         self._updates = None
 
-    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen | None:
         with explained_memory():
             new = {row.cache: row for row in self._rows if row.cache is not None}
             reading = [cache for cache in new if self._reads_to_the_end(cache)]
-            if reading:
-                return self._begin({cache: new[cache] for cache in next(side_by_side(reading))}, numbers, allowed)
+            if not reading:
+                return None
+            return self._begin({cache: new[cache] for cache in next(side_by_side(reading))}, numbers, allowed)
+
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+        with explained_memory():
             self._read(self._parts)
             self._parts.clear()
+            new = {row.cache: row for row in self._rows if row.cache is not None}
             requests = [row.request for row in new.values()]
             self._take_in(new, mx.array([request.prompt[-1] for request in requests], mx.int32))
             self._sampler.extend(RowSampler(self.vocabulary, requests))
@@ -173,8 +180,16 @@ class MLXRows:
         places = [self._rows.index(row) for row in self._slots]
         chosen = self._sampler.choose(logits, [numbers[place] for place in places], of_places(allowed, places), places)
         self._newest = chosen.tokens
+        if compat.on_cpu():
+            return chosen._replace(parts=iter(self._on_the_way()))
         mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
         return chosen
+
+    def _on_the_way(self) -> list[Any]:
+        """Keys that layers between the parts of a step add: they are there when the layers in front are done."""
+        count = len(self._layers)
+        between = sorted({part * count // _PARTS for part in range(1, _PARTS)} - {0})
+        return [self._layers[number].newest_key for number in between]
 
     def _read(self, caches: Iterable[RowCache]) -> None:
         """Let rows read what they were given, short prompts together."""

@@ -85,6 +85,7 @@ class LayerCache:
         self._keys: Any = None  # [slots, heads, room, width]
         self._values: Any = None
         self._end = 0  # columns in use
+        self.newest_key: Any = None  # of every row, when each has added one
 
     @property
     def offset(self) -> Any:
@@ -129,6 +130,7 @@ class LayerCache:
         """Called by mlx-lm: add columns [B, heads, N, width], and give those that the new tokens may see."""
         rows, _, length, _ = keys.shape
         columns = self.kept + length
+        self.newest_key = keys if length == 1 else None
         if self._keys is None:
             self._keys, self._values = self._roomy(keys), self._roomy(values)
             self._end = length
