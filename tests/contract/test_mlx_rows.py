@@ -83,6 +83,20 @@ def test_prompts_of_very_different_lengths_are_read_apart(llama: Path) -> None:
     assert shapes_of(RecordingModel(llama), *requests) == [(1, 5), (1, 61), (2, 1)]
 
 
+def test_prompts_behind_different_beginnings_that_are_known_are_read_in_one_pass(llama: Path) -> None:
+    model, one, other = RecordingModel(llama), prompt(30, seed=1), prompt(17, seed=2)
+    generator = make_generator(model)
+    decode(generator, GenerationRequest(one, 1))
+    decode(generator, GenerationRequest(other, 1))
+    prompts = [(*one[:-1], *prompt(7, seed=3)), (*one[:-1], *prompt(8, seed=4)), (*other, *prompt(8, seed=5))]
+    requests = [GenerationRequest(tokens, 6) for tokens in (*prompts, prompt(8, seed=6))]
+    model.shapes.clear()
+    found = decode(generator, *requests)
+    assert model.shapes[0] == (4, 8)
+    alone = ResidentAdapters(load_base(llama, BASE), {})
+    assert found == [decode(make_generator(alone), request)[0] for request in requests]
+
+
 def test_a_long_prompt_is_read_a_part_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
     assert shapes_of(RecordingModel(llama), GenerationRequest(prompt(43), 1)) == [(1, 16), (1, 16), (1, 11)]
