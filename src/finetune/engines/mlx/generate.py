@@ -28,7 +28,7 @@ from finetune.engines.scheduling import limits_for
 _COLUMNS = 128  # that the batch makes room for at once
 _SHORT = 128  # tokens of a prompt up to which reading it alone leaves the device idle
 _PARTS = 4  # of the layers, between which a step on the CPU can be interrupted
-_MOST_PAST = 1024  # columns of keys and values that are laid side by side for it
+_MOST_PAST = 128  # columns of keys and values that are laid side by side for it: longer ones cost more than they save
 _MOST_PADDED = 1.25  # columns for each token that is read together with others
 
 
