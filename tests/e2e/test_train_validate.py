@@ -1,6 +1,7 @@
 """`ft train validate`: everything is checked and counted before a weight is loaded."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ def test_a_person_gets_a_table_and_advice(config: Path) -> None:
 
     assert ran.code == 0, ran.err
     assert "20 read, 18 to train on, 2 to validate on" in ran.out
+    assert re.search(r"evaluation +2 rows, 9 times", ran.out)
     assert "lora.alpha = 64 is far from 2 x rank (4)" in ran.out
     assert "The configuration and the data are in order." in ran.out
 

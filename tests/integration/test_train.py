@@ -83,6 +83,20 @@ def test_full_fine_tuning_leaves_a_whole_model(material, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in result.model.iterdir()}
 
 
+def test_an_evaluation_reads_as_many_rows_as_it_is_told_at_even_distances(material, tmp_path):
+    rows = [json.dumps({"prompt": f"say {n}", "completion": f"{n} {n * 7}"}) for n in range(6)]
+    started: list[Event] = []
+    losses = []
+    for name, held_out, output in (("some", rows, {"eval_rows": 2}), ("picked", [rows[0], rows[3]], {})):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(held_out))
+        changes = {"data": {"validation_file": str(tmp_path / f"{name}.jsonl")}, "output": output}
+        settings = config(material, tmp_path / name, training={"max_steps": 1}, **changes)
+        losses.append(finetune.train(settings, listeners=[started.append]).metrics["initial_eval_loss"])
+
+    assert losses[0] == losses[1]
+    assert [event.validation_rows for event in started if isinstance(event, RunStarted)] == [2, 2]
+
+
 def test_inferred_values_are_said_before_the_first_step(material, tmp_path):
     heard: list[Event] = []
     finetune.train(config(material, tmp_path / "run"), listeners=[heard.append])

@@ -308,6 +308,7 @@ def _show_validation(found: "Validation") -> None:
         ("engine", str(found.prepared.choice)),
         ("device", f"{found.prepared.device}, {found.prepared.dtype}"),
         ("rows", f"{rows.read:,} read, {len(data.train):,} to train on, {len(data.validation):,} to validate on"),
+        ("evaluation", f"{len(found.prepared.evaluated):,} rows, {plan.evaluations} times"),
         ("left out", f"{rows.dropped:,} dropped, {rows.duplicates:,} duplicates, {rows.undesirable:,} undesirable"),
         ("length", f"at most {data.max_length:,} tokens; {rows.truncated:,} rows are cut"),
         ("packing", "rows end to end" if packing else "rows side by side"),

@@ -13,6 +13,7 @@ from finetune.config.schema import RunConfig
 LORA_RATES = (2e-5, 1e-3)
 FULL_RATES = (1e-6, 1e-4)
 SCRATCH_RATES = (1e-4, 1e-2)  # weights that start at random
+ENOUGH_TO_EVALUATE = 1_000  # rows, for a trend
 SMALL_MODEL = 100_000_000  # parameters; below it, learning rates go ten times higher
 
 
@@ -32,6 +33,7 @@ class Facts:
     rows: int = 0  # in the training set; 0: not known
     lengths: LengthFacts | None = None
     validation_rows: int | None = None
+    evaluated_rows: int = 0  # in all evaluations together
     total_steps: int | None = None
     parameters: int | None = None  # of the model
 
@@ -42,14 +44,16 @@ def advise(
     rows: int = 0,
     lengths: LengthFacts | None = None,
     validation_rows: int | None = None,
+    evaluated_rows: int = 0,
     total_steps: int | None = None,
     parameters: int | None = None,
 ) -> tuple[str, ...]:
     """Recommendations for a configuration, and for its data where that is measured.
 
-    `rows` are those of the training set, `total_steps` the optimizer steps of the run, `parameters` those of the model.
+    `rows` are those of the training set, `evaluated_rows` those that all evaluations read, `total_steps` the optimizer
+    steps of the run, `parameters` those of the model.
     """
-    facts = Facts(rows, lengths, validation_rows, total_steps or config.training.max_steps, parameters)
+    facts = Facts(rows, lengths, validation_rows, evaluated_rows, total_steps or config.training.max_steps, parameters)
     found = (rule(config, facts) for rule in RULES)
     return tuple(sentence for sentence in found if sentence)
 
@@ -200,6 +204,18 @@ def _never_evaluated(config: RunConfig, facts: Facts) -> str | None:
     return f"output.eval_steps = {every} is more than the {steps:,} steps: there is an evaluation at the end only."
 
 
+def _evaluations(config: RunConfig, facts: Facts) -> str | None:
+    trained = (facts.total_steps or 0) * _rows_per_step(config)
+    if not trained or facts.evaluated_rows <= trained:
+        return None
+    if min(facts.validation_rows or 0, config.output.eval_rows or math.inf) <= ENOUGH_TO_EVALUATE:
+        return None
+    return (
+        f"Evaluations read {facts.evaluated_rows:,} rows and training {trained:,}, each of which costs about three "
+        f"times as much. output.eval_rows={ENOUGH_TO_EVALUATE} shows the same trend sooner, or raise output.eval_steps."
+    )
+
+
 def _early_stopping(config: RunConfig, facts: Facts) -> str | None:
     if config.training.early_stopping_patience is None or facts.validation_rows != 0:
         return None
@@ -222,5 +238,6 @@ RULES: tuple[Rule, ...] = (
     _warmup,
     _length_of_run,
     _never_evaluated,
+    _evaluations,
     _early_stopping,
 )

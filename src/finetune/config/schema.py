@@ -158,6 +158,9 @@ class OutputConfig(Section):
     )
     checkpoint_steps: Positive | None = Field(None, description="Steps between checkpoints; default: as eval_steps")
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: a tenth of the run")
+    eval_rows: Positive | None = Field(
+        None, description="Most validation rows of an evaluation, at even distances; default: all"
+    )
     keep_checkpoints: Positive = Field(3, description="Latest checkpoints to keep, besides the best")
     sample_prompts: Annotated[int, Field(ge=0)] = Field(3, description="Validation prompts answered at each evaluation")
     sample_tokens: Positive = Field(64, description="Most tokens of such an answer")

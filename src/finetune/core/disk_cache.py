@@ -44,12 +44,14 @@ class Entry:
     facts: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
 class DiskCache:
     """All entries below `root`, which need not be there yet; `limit` in bytes."""
 
-    root: Path
-    limit: int
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root = root
+        self.limit = limit
+        self._cleaned = False
+        self._room = 0  # bytes of new entries until all are counted again: that takes a while where there are many
 
     def find(self, key: str, *, on_damage: Callable[[Path], None]) -> Entry | None:
         """The entry, if it is there and its files are what was written; else it is deleted, and `on_damage` hears.
@@ -88,7 +90,9 @@ class DiskCache:
     def writing(self, key: str) -> Iterator["Unfinished"]:
         """A directory to write files into; it is an entry from `Unfinished.publish` on. Raises OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
-        self._clean()
+        if not self._cleaned:
+            self._clean()
+            self._cleaned = True
         directory = temporary_beside(self.root / key)
         directory.mkdir()
         try:
@@ -105,13 +109,20 @@ class DiskCache:
                 found += [_read(place)[0]] if not is_temporary(place) else []
         return sorted(found, key=lambda entry: -entry.used)
 
-    def make_room(self, keep: str) -> None:
-        """Delete what was not used for the longest time until all fit the limit; `keep` stays."""
+    def make_room(self, keep: str, added: int) -> None:
+        """Delete what was not used for the longest time until all fit the limit; `keep`, of `added` bytes, stays.
+
+        Half of the room that is left may be filled without another look: other processes fill it too.
+        """
+        self._room -= added
+        if self._room >= 0:
+            return
         total = 0
         for entry in self.entries():
             total += entry.bytes
             if total > self.limit and entry.path.name != keep:
                 self.remove(entry.path.name)
+        self._room = max(0, self.limit - total) // 2
 
     def _clean(self) -> None:
         """Delete what killed processes left."""
@@ -133,10 +144,10 @@ class Unfinished:
 
         Of the files named in `by_size` only the size is compared later: whoever reads them has checks of their own.
         """
-        _seal(self.directory, facts, by_size)
+        added = _seal(self.directory, facts, by_size)
         with contextlib.suppress(FileExistsError, NotADirectoryError):
             _publish(self.directory, self.cache.root / self.key)
-        self.cache.make_room(self.key)
+        self.cache.make_room(self.key, added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +163,8 @@ class _Sealed:
         return file.stat().st_size == self.bytes and self.sha256 in (None, self.sha256 and sha256_of(file))
 
 
-def _seal(directory: Path, facts: Mapping[str, Any], by_size: Collection[str]) -> None:
+def _seal(directory: Path, facts: Mapping[str, Any], by_size: Collection[str]) -> int:
+    """Write the manifest. Returns the bytes of the files."""
     files = []
     for path in sorted(path for path in directory.iterdir() if path.is_file() and path.name != _LOCK):
         sync(path)
@@ -162,6 +174,7 @@ def _seal(directory: Path, facts: Mapping[str, Any], by_size: Collection[str]) -
     (directory / _MANIFEST).write_text(json.dumps(document, indent=2), encoding="utf-8")
     sync(directory / _MANIFEST)
     sync(directory)
+    return sum(file.bytes for file in files)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class StepSkipped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalCompleted(Event):
-    """The validation rows, all of them. Loss in nats per trained token."""
+    """The validation rows, or output.eval_rows of them. Loss in nats per trained token."""
 
     name: ClassVar[str] = "eval"
     step: int

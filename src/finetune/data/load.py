@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
-from finetune.core.machine import usable_cores
+from finetune.core.machine import allow_open_files, usable_cores
 from finetune.data import parsers
 from finetune.data.blocks import Block, is_zipped
 from finetune.data.checks import check_error_rate
@@ -28,12 +28,13 @@ from finetune.data.progress import Progress, tell
 from finetune.data.readers import Chunk, SourceFile, data_files, open_path, suffix_of
 from finetune.data.rows import Origin, Problem
 from finetune.data.token_cache import TokenCache, key_of, token_cache
-from finetune.data.token_store import MemoryWriter, StoreWriter, TokenStore, token_type
+from finetune.data.token_store import FILES_OF_ENTRY, MemoryWriter, StoreWriter, TokenStore, token_type
 from finetune.data.workers import Processing, here, processing
 
 LARGE = 8 * 2**20  # bytes of data from which processes and the cache pay: about three seconds of work
 _GZIP_FACTOR = 4  # what gzip makes of text, about
 _MOST_PROCESSES = 16
+_OTHER_FILES = 128  # that a process may need besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,17 @@ class Means:
 
 @contextmanager
 def means_for(paths: Sequence[str]) -> Iterator[Means]:
-    """What suits the size of these files and directories. Raises DataError where one is missing."""
+    """What suits the size of these files and directories. Raises DataError where one is missing, UsageError."""
     files = [file for path in paths for file in data_files(Path(path).expanduser())]
     size = sum(file.stat().st_size * (_GZIP_FACTOR if is_zipped(file) else 1) for file in files)
     if size < LARGE:
         yield Means(here, None)
         return
+    if not allow_open_files(len(files) * FILES_OF_ENTRY + _OTHER_FILES):
+        raise UsageError(
+            f"{len(files):,} data files need {FILES_OF_ENTRY} open files each, more than this system allows. "
+            f"Allow more (`ulimit -n {len(files) * FILES_OF_ENTRY + 2 * _OTHER_FILES}`), or join files."
+        )
     with processing(_processes()) as process:
         yield Means(process, token_cache())
 

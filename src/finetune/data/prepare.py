@@ -41,7 +41,7 @@ class PreparedData:
     """Everything that a run needs to know about its data."""
 
     train: Sequence[EncodedRow]  # a row of a file with weight 2 stands here twice
-    validation: Sequence[EncodedRow]
+    validation: StoredRows
     samples: tuple[Sample, ...]  # from the validation rows
     report: DataReport
     left_out: RowListing  # rows that are dropped, left out or cut

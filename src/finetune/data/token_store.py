@@ -45,6 +45,7 @@ IS_TEXT, IS_DIALOGUE, IS_REFUSED = 1, 2, 4  # flags
 ROLES = ("system", "user", "assistant", "tool")
 
 TABLE_FILE, IDS_FILE, MASK_FILE = "rows.bin", "ids.bin", "mask.bin"
+FILES_OF_ENTRY = 3  # which stay open while its rows are used
 
 
 class DamagedStoreError(DataError):

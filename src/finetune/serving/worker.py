@@ -108,14 +108,17 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        """End all jobs with an error and close the model; returns when that is done."""
+        """End all jobs with an error and close the model; returns when that is done, or when the engine hangs."""
 
         def leave() -> None:
             self._stopping = True
 
         with suppress(ApiError):
             self._put(leave)
-        self._thread.over.wait()
+        while not self._thread.over.wait(timeout=0.2):
+            if self._watch.overdue:
+                log.error("The engine does not come back from a step: it is left behind.")
+                return
 
     def _put(self, action: Callable[[], None]) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "output.output_dir": "the run stays where it is",
     "output.checkpoint_steps": CADENCE,
     "output.eval_steps": CADENCE,
+    "output.eval_rows": CADENCE,
     "output.keep_checkpoints": CADENCE,
     "output.sample_prompts": CADENCE,
     "output.sample_tokens": CADENCE,

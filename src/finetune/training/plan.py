@@ -30,6 +30,11 @@ class TrainingPlan:
         """Before the first step, every `eval_steps`, and at the end."""
         return step % self.eval_steps == 0 or step == self.total_steps
 
+    @property
+    def evaluations(self) -> int:
+        """How many there are, where nothing stops the run."""
+        return math.ceil(self.total_steps / self.eval_steps) + 1
+
     def saves_at(self, step: int) -> bool:
         """Every `checkpoint_steps`, and at the end. A new best is saved besides."""
         return step % self.checkpoint_steps == 0 or step == self.total_steps

@@ -16,6 +16,7 @@ from finetune.data.load import training_files
 from finetune.data.prepare import PreparedData, prepare_data
 from finetune.data.readers import data_files
 from finetune.data.selection import check_max_length
+from finetune.data.stored_rows import StoredRows, spread
 from finetune.data.tokenizer import TextTokenizer
 from finetune.engines.base import Engine
 from finetune.engines.registry import EngineChoice, choose, choose_engine, needed_features, require
@@ -50,6 +51,11 @@ class Preparation:
         return self.engine.info().device if wanted == "auto" else wanted
 
     @property
+    def evaluated(self) -> StoredRows:
+        """The validation rows that an evaluation reads."""
+        return spread(self.data.validation, self.config.output.eval_rows)
+
+    @property
     def on_cpu(self) -> bool:
         """Whether arrays are in the process's own memory."""
         return self.device.startswith("cpu")
@@ -63,6 +69,7 @@ class Preparation:
             rows=len(self.data.train),
             lengths=None if lengths is None else LengthFacts(lengths.rows, lengths.longest, report.longer),
             validation_rows=len(self.data.validation),
+            evaluated_rows=len(self.evaluated) * self.plan.evaluations,
             total_steps=self.plan.total_steps,
             parameters=parameters,
         )

@@ -246,7 +246,7 @@ class _Run:
             trainable_parameters=parameters.trainable,
             total_parameters=parameters.total,
             train_rows=len(prepared.data.train),
-            validation_rows=len(prepared.data.validation),
+            validation_rows=len(prepared.evaluated),
             resumed_from=None if start is None else start.state.step,
         )
 

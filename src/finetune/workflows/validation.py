@@ -14,11 +14,11 @@ def validation_of(prepared: Preparation) -> Validation | None:
     """None where no row is kept for validation."""
     if not prepared.data.validation:
         return None
-    training, data = prepared.config.training, prepared.data
+    training, data, evaluated = prepared.config.training, prepared.data, prepared.evaluated
 
     def batches() -> Iterable[Batch]:
         return evaluation_batches(
-            data.validation,
+            evaluated,
             max_rows=training.most_rows,
             max_tokens=training.max_batch_tokens,
             pad_id=prepared.tokenizer.pad_id,

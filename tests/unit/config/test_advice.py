@@ -87,6 +87,17 @@ def test_measured_rows_are_compared_with_the_run() -> None:
     assert any("has only 5 steps" in sentence for sentence in short)
 
 
+def test_evaluations_that_cost_much_of_the_run_are_named() -> None:
+    facts = {"rows": 9_000, "validation_rows": 5_000, "total_steps": 100, "evaluated_rows": 55_000}
+
+    (advice,) = advise(config(), **facts)
+    assert advice.startswith("Evaluations read 55,000 rows and training 400,")
+    assert "output.eval_rows=1000" in advice
+    assert advise(config("output.eval_rows=1000"), **facts) == ()
+    assert advise(config(), **{**facts, "validation_rows": 900}) == ()
+    assert advise(config(), **{**facts, "evaluated_rows": 400}) == ()
+
+
 def test_early_stopping_without_a_validation_row_is_named() -> None:
     chosen = config("training.early_stopping_patience=2")
 

@@ -81,7 +81,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_counts(tmp
         writer.send_signal(signal.SIGKILL)
     [left] = [path for path in tmp_path.iterdir() if path.name != "other"]
     os.utime(left, (time.time() - 3600,) * 2)
-    cache.add("third", writes("b"), {})
+    DiskCache(tmp_path, 10**9).add("third", writes("b"), {})  # as the next process does
 
     assert cache.find("one", on_damage=never) is None
     assert {path.name for path in tmp_path.iterdir()} == {"other", "third"}
@@ -107,6 +107,16 @@ def test_what_was_not_used_for_the_longest_time_goes_first(tmp_path: Path) -> No
     cache.add("new", writes("x" * 80), {})
 
     assert {entry.path.name for entry in cache.entries()} == {"oldest", "young", "new"}
+
+
+def test_many_entries_are_not_counted_again_for_each_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, counted = DiskCache(tmp_path, 16_000), []
+    monkeypatch.setattr(cache, "entries", lambda: counted.append(1) or DiskCache(tmp_path, 0).entries())
+    for number in range(200):
+        cache.add(str(number), writes("x" * 100), {})
+
+    assert len(counted) < 60
+    assert sum(entry.bytes for entry in DiskCache(tmp_path, 0).entries()) <= 16_000
 
 
 def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

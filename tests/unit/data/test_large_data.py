@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import psutil
 import pytest
 
 from finetune.config.schema import DataConfig
-from finetune.core.errors import DataError
+from finetune.core.errors import DataError, UsageError
 from finetune.core.paths import cache_directory
 from finetune.data import load, workers
 from finetune.data.prepare import PreparedData, prepare_data
@@ -167,6 +169,37 @@ def test_a_worker_that_is_killed_is_said_and_leaves_no_process(chats, monkeypatc
     with pytest.raises(DataError, match=r"ended before its work was done \(signal SIGKILL\).*FT_DATA_PROCESSES=1"):
         prepared(chats)
     assert not [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def files_allowed() -> Iterator[int]:
+    """As few open files beside those of this process as macOS allows, or fewer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = sum(1 for _ in Path("/dev/fd").iterdir()) + 150
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    yield allowed
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def directory_of_files(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:03}.jsonl").write_text(json.dumps({"text": f"This is the text of file {number}."}) + "\n")
+    return folder
+
+
+def test_a_directory_may_hold_more_files_than_a_process_may_open(tmp_path, monkeypatch, files_allowed):
+    as_large(monkeypatch, processes=1)
+    data = prepared(directory_of_files(tmp_path / "data", files_allowed // 3 + 1))
+    assert len(data.train) + len(data.validation) == files_allowed // 3 + 1
+    assert rows_of(data)
+
+
+def test_more_files_than_the_system_allows_are_refused(tmp_path, monkeypatch):
+    as_large(monkeypatch, processes=1)
+    monkeypatch.setattr(load, "allow_open_files", lambda more: more < 128 + 9)
+    with pytest.raises(UsageError, match=r"3 data files need 3 open files each.*ulimit -n 265"):
+        prepared(directory_of_files(tmp_path / "data", 3))
 
 
 STOPPED = "from finetune.data import load; load.LARGE = 0; from finetune.cli.main import main; main()"

@@ -109,6 +109,18 @@ def test_an_engine_that_does_not_come_back_is_seen_by_health(monkeypatch: pytest
         assert server.get("/health").status_code == 200  # it has come back
 
 
+def test_an_engine_that_does_not_come_back_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.serving.watch.STEP_SECONDS", 0.1)
+    monkeypatch.setattr("finetune.serving.watch.TOKEN_SECONDS", 0.0)
+    with served(ScriptedSession(pause=3.0)) as server:
+        thread = threading.Thread(target=server.chat)
+        thread.start()
+        wait_until(lambda: server.get("/health").status_code == 503)
+        server.worker.stop()
+        assert not server.session.closed
+        thread.join(timeout=60)
+
+
 def test_a_step_may_take_longer_the_more_it_reads() -> None:
     short, long = GenerationRequest((1,) * 10, 5), GenerationRequest((1,) * 10_000, 5)
     assert step_seconds([short]) == STEP_SECONDS + 11 * TOKEN_SECONDS
