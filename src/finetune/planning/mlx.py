@@ -86,9 +86,14 @@ def unpacked(model: Architecture, run: PlannedRun) -> int:
 
 
 def logits(model: Architecture, run: PlannedRun) -> int:
-    """A chunk of the loss for each graph, and hidden states with their gradients; a trained head's gradients."""
+    """A chunk of the loss, and hidden states with their gradients; a trained head's gradients.
+
+    Graphs side by side are not in their losses at the same moment. Measured: another one adds half a chunk, and nothing
+    where recomputing a layer comes after the loss.
+    """
     rows = min(run.trained, max(_FEWEST_ROWS, _LOGITS // model.vocabulary))
-    chunk = rows * model.vocabulary * FLOAT32 * (_LOSS_COPIES + model.capped_logits) * run.graphs
+    chunks = 1 if run.recompute else (1 + run.graphs) / 2
+    chunk = int(rows * model.vocabulary * FLOAT32 * (_LOSS_COPIES + model.capped_logits) * chunks)
     head = 2 * model.vocabulary * model.width * FLOAT32 if run.method == "full" else 0
     return chunk + 2 * run.trained * model.width * run.value_bytes + head
 
