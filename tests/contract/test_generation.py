@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.batches import batch_of, random_rows
-from tests.support.decoding import decode
+from tests.support.decoding import decode, next_events
 from tests.support.engines import open_inference, open_training
 from tests.support.tiny_models import VOCABULARY
 from transformers import AutoTokenizer
@@ -121,7 +121,7 @@ def test_stop_tokens_end_a_request_and_are_not_returned(engine: Engine, llama: P
 def test_a_cancelled_request_is_never_mentioned_again(engine: Engine, llama: Path) -> None:
     generator = open_inference(engine, llama).generator()
     kept, dropped = generator.add(GenerationRequest(PROMPT, 4)), generator.add(GenerationRequest(PROMPT, 4))
-    generator.step()
+    next_events(generator)
     generator.cancel(dropped)
     seen = []
     while generator.busy:

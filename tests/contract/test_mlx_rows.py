@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.decoding import decode
+from tests.support.decoding import decode, next_events
 from tests.support.engines import BASE, open_inference
 from tests.support.subjects import prompt
 from tests.support.tiny_models import CONFIGS, VOCABULARY, WINDOWED, make_model
@@ -83,6 +83,20 @@ def test_prompts_of_very_different_lengths_are_read_apart(llama: Path) -> None:
     assert shapes_of(RecordingModel(llama), *requests) == [(1, 5), (1, 61), (2, 1)]
 
 
+def test_prompts_behind_different_beginnings_that_are_known_are_read_in_one_pass(llama: Path) -> None:
+    model, one, other = RecordingModel(llama), prompt(30, seed=1), prompt(17, seed=2)
+    generator = make_generator(model)
+    decode(generator, GenerationRequest(one, 1))
+    decode(generator, GenerationRequest(other, 1))
+    prompts = [(*one[:-1], *prompt(7, seed=3)), (*one[:-1], *prompt(8, seed=4)), (*other, *prompt(8, seed=5))]
+    requests = [GenerationRequest(tokens, 6) for tokens in (*prompts, prompt(8, seed=6))]
+    model.shapes.clear()
+    found = decode(generator, *requests)
+    assert model.shapes[0] == (4, 8)
+    alone = ResidentAdapters(load_base(llama, BASE), {})
+    assert found == [decode(make_generator(alone), request)[0] for request in requests]
+
+
 def test_a_long_prompt_is_read_a_part_at_a_time(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
     assert shapes_of(RecordingModel(llama), GenerationRequest(prompt(43), 1)) == [(1, 16), (1, 16), (1, 11)]
@@ -92,24 +106,40 @@ def test_the_first_token_of_a_new_row_comes_before_the_next_ones_of_the_others(l
     model = RecordingModel(llama)
     generator = make_generator(model)
     others = [generator.add(GenerationRequest(prompt(9, seed=seed), 9)) for seed in (1, 2)]
-    while generator.step():
+    while next_events(generator):
         if len(model.shapes) > 3:
             break
     model.shapes.clear()
     new = generator.add(GenerationRequest(prompt(11, seed=3), 9))
-    assert [event.request for event in generator.step()] == [new]
+    assert [event.request for event in next_events(generator)] == [new]
     assert model.shapes == [(1, 11)]
-    assert {event.request for event in generator.step()} == {*others, new}
+    assert {event.request for event in next_events(generator)} == {*others, new}
+
+
+def test_a_prompt_that_comes_in_the_middle_of_a_step_is_read_before_the_rest_of_it(llama: Path) -> None:
+    requests = [GenerationRequest(prompt(length, seed=length), 9) for length in (9, 10, 11)]
+    model = ResidentAdapters(load_base(llama, BASE), {})
+    expected = [decode(make_generator(model), request)[0] for request in requests]
+    generator = make_generator(model)
+    numbers = [generator.add(request) for request in requests[:2]]
+    events = [*next_events(generator), *next_events(generator)]
+    assert generator.step() == []  # the layers up to the middle
+    numbers.append(generator.add(requests[2]))
+    events += (first := next_events(generator))
+    assert [event.request for event in first] == numbers[2:]
+    while generator.busy:
+        events += generator.step()
+    assert [[event.token for event in events if event.request == number] for number in numbers] == expected
 
 
 def test_prompts_that_keep_coming_do_not_stop_those_that_decode(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
     generator = make_generator(ResidentAdapters(load_base(llama, BASE), {}))
     decoding = generator.add(GenerationRequest(prompt(3), 20))
-    generator.step()
+    next_events(generator)
     waits = 0
     for seed in range(8):
         generator.add(GenerationRequest(prompt(11, seed=seed), 1))
-        tokens = [event.request for event in generator.step()]
+        tokens = [event.request for event in next_events(generator)]
         waits = 0 if decoding in tokens else waits + 1
         assert waits <= 2  # prompts of 11 tokens, of which 16 may hold the others up

@@ -1,6 +1,8 @@
-"""Runs a generator to its end."""
+"""Runs a generator to its end, or to its next tokens."""
 
-from finetune.core.types import GenerationRequest
+from collections.abc import Sequence
+
+from finetune.core.types import GenerationRequest, TokenEvent
 from finetune.engines.base import Generator
 
 
@@ -13,3 +15,11 @@ def decode(generator: Generator, *requests: GenerationRequest) -> list[list[int]
             if event.token is not None:
                 tokens[event.request].append(event.token)
     return [tokens[identifier] for identifier in ids]
+
+
+def next_events(generator: Generator) -> Sequence[TokenEvent]:
+    """The next events: a step may compute a part of what they need, and give none."""
+    while generator.busy:
+        if events := generator.step():
+            return events
+    return []

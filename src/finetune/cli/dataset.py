@@ -171,8 +171,8 @@ def check(
     for kind in found.checks:
         typer.echo(f"\n{kind.name}: {kind.count:,}")
         for finding in kind.findings:
-            more = f" and {len(finding.rows) - 3} more" if len(finding.rows) > 3 else ""
-            typer.echo(f"  {', '.join(finding.rows[:3])}{more}: {finding.detail}")
+            more = f" and {finding.more:,} more" if finding.more else ""
+            typer.echo(f"  {', '.join(finding.rows)}{more}: {finding.detail}")
         if kind.count > show:
             typer.echo(f"  and {kind.count - show:,} more (--show {kind.count} lists all)")
         if kind.count:

@@ -1,5 +1,6 @@
 """What this process may use of the machine: cores and memory, with the limits of a container."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -151,3 +152,10 @@ def free_memory() -> int:
     """Bytes that this process could still take, without those that it holds already."""
     unused, addresses = unused_memory(), free_addresses()
     return unused if addresses is None else min(unused, addresses)
+
+
+def return_freed_memory() -> None:
+    """Give back what glibc keeps of freed pieces; other C libraries do so by themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from finetune.core.errors import DataError
 
-PIECE = 512 * 1024  # bytes: enough work to outweigh a hand-over to another process, and small beside a tokenizer
+PIECE = 64 * 1024  # bytes: enough work to outweigh a hand-over to another process; a process holds several at a time
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".text", ".md", ".parquet")
 GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
 _BOM, _UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")

@@ -22,9 +22,10 @@ from finetune.core.types import BoolArray
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
-WINDOW = 8_192  # rows that are worked on at once
+WINDOW = 2_048  # rows that are worked on at once
 TEXTS = 500  # rows whose texts are held at once
 _IN_MEMORY = 2**17  # bytes
+_SCATTERED = 256  # elements that may each be on a page of their own: 1 MB
 
 
 def row_array(count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -78,9 +79,18 @@ def pieces_of(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         release(array)
 
 
-def where(count: int, test: Callable[[slice], BoolArray]) -> Positions:
-    """The rows, ascending, for which `test` of a window is true."""
-    return stored((np.flatnonzero(test(window)) + window.start for window in windows(count)), np.int64)
+def where(array: npt.NDArray[Any], test: Callable[[npt.NDArray[Any]], BoolArray]) -> Positions:
+    """The rows, ascending, for which `test` of their elements is true."""
+    parts = zip(windows(len(array)), pieces_of(array), strict=True)
+    return stored((np.flatnonzero(test(part)) + window.start for window, part in parts), np.int64)
+
+
+def put(array: npt.NDArray[Any], places: Positions, values: npt.NDArray[Any]) -> None:
+    """`array[places] = values`, with little of a mapped array in memory at once wherever the places are."""
+    for start in range(0, len(places), _SCATTERED):
+        some = slice(start, start + _SCATTERED)
+        array[places[some]] = values[some]
+        release(array)
 
 
 def at(values: Positions, numbers: Positions) -> Positions:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from finetune.data.checks import opening, prompt_key, row_key
-from finetune.data.columns import TEXTS, Positions, pieces_of, release, row_array, stored, where
+from finetune.data.columns import TEXTS, Positions, pieces_of, put, row_array, stored, where
 from finetune.data.groups import KEYED, Keyed, keyed
 from finetune.data.near import near_groups
 from finetune.data.partition import Records
@@ -22,6 +22,7 @@ from finetune.data.templates import Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer
 
 _SHOWN = 40  # characters of a text in a finding
+_NAMED = 3  # rows of a finding, where not everything is listed
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)  # templates leave them out of earlier answers on purpose
 
 
@@ -31,6 +32,7 @@ class Finding:
 
     rows: tuple[str, ...]
     detail: str
+    more: int = 0  # rows that belong to it too and are not named
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def exact_copies(examples: Iterable[Example], limit: int | None = None) -> Found
 def near_copies(examples: Iterable[Example], limit: int | None = None) -> Found:
     """Rows that are almost the same; of exact copies one takes part."""
     back = _by(examples, row_key).steps_back()
-    rows = where(len(back), lambda window: back[window] == 0)
+    rows = where(back, lambda steps: steps == 0)
     different = (_all_text(example) for row, example in enumerate(examples) if not back[row])
     return _named(examples, (rows[members] for members in near_groups(different)), limit)
 
@@ -70,7 +72,7 @@ def leaks(examples: Iterable[Example], held_out: Iterable[Example], limit: int |
     """Validation rows whose request is trained on too, exactly or almost."""
     known = _asked_exactly(_keys(examples, prompt_key), _keys(held_out, prompt_key))
     _add_asked_almost(known, examples, held_out)
-    rows = where(len(known), lambda window: known[window] > 0)
+    rows = where(known, lambda numbers: numbers > 0)
     listed = rows[:limit]
     asked_at = _places(held_out, listed)
     known_at = _places(examples, known[listed] - 1)
@@ -90,13 +92,12 @@ def _asked_exactly(trained: Records, held_out: Records) -> Positions:
     for part, groups in Keyed(both, count + len(held_out)):
         rows, first = part["row"], part["row"][groups.first[groups.of_row]]
         found = (rows >= count) & (first < count)
-        known[rows[found] - count] = first[found] + 1
-        release(known)
+        put(known, rows[found] - count, first[found] + 1)
     return known
 
 
 def _add_asked_almost(known: Positions, examples: Iterable[Example], held_out: Iterable[Example]) -> None:
-    rest = where(len(known), lambda window: known[window] == 0)
+    rest = where(known, lambda numbers: numbers == 0)
     count = 0
 
     def requests() -> Iterator[str]:
@@ -144,17 +145,20 @@ def _is_answered(example: Example) -> bool:
 
 
 def _named(examples: Iterable[Example], groups: Iterable[Positions], limit: int | None) -> Found:
-    """A finding for each of the first groups of rows: their places, and the request of the first."""
+    """A finding for each of the first groups of rows: their places, and the request of the first.
+
+    Half of a million rows may belong to one group: where only some groups are listed, only some of its rows are named.
+    """
     count = itertools.count()
-    counted = (rows for rows, _ in zip(groups, count, strict=False))
-    listed = sorted(counted, key=_first) if limit is None else heapq.nsmallest(limit, counted, key=_first)
-    at = _places(examples, itertools.chain.from_iterable(listed))
-    findings = (Finding(tuple(at[row][0] for row in rows.tolist()), at[int(rows[0])][1]) for rows in listed)
+    counted = ((_first_of(rows, limit), len(rows)) for rows, _ in zip(groups, count, strict=False))
+    listed = sorted(counted) if limit is None else heapq.nsmallest(limit, counted)
+    at = _places(examples, itertools.chain.from_iterable(rows for rows, _ in listed))
+    findings = (Finding(tuple(at[row][0] for row in rows), at[rows[0]][1], size - len(rows)) for rows, size in listed)
     return Found(next(count), tuple(findings))
 
 
-def _first(rows: Positions) -> int:
-    return int(rows[0])
+def _first_of(rows: Positions, limit: int | None) -> tuple[int, ...]:
+    return tuple(rows[: None if limit is None else _NAMED].tolist())
 
 
 def _places(examples: Iterable[Example], rows: Iterable[int]) -> dict[int, tuple[str, str]]:

@@ -3,7 +3,7 @@
 What comes out depends on the chunk, the shape and the encoder alone, so any number of processes gives the same bits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def _encoded(
         tokenizer=encoder.tokenizer,
         train_on_prompt=encoder.train_on_prompt,
     )
-    return table, *_placed(table, zip(wanted, rows, strict=True), encoder, refused)
+    return table, *_placed(table, wanted, rows, encoder, refused)
 
 
 def _describe(record: Any, number: int, example: Example) -> None:
@@ -142,24 +142,23 @@ def _describe(record: Any, number: int, example: Example) -> None:
 
 
 def _placed(
-    table: Table, rows: Iterable[tuple[int, EncodedExample]], encoder: Encoder, refused: list[RowFault]
+    table: Table, places: Sequence[int], rows: Sequence[EncodedExample], encoder: Encoder, refused: list[RowFault]
 ) -> tuple[TokenArray, BoolArray]:
     """Tokens end to end; the records say where each row's are."""
-    empty_ids, empty_mask = _no_tokens(encoder)
-    all_ids, all_masks, start = [empty_ids], [empty_mask], 0
-    for place, row in rows:
+    count, start = sum(len(row.ids) for row in rows), 0
+    all_ids, all_masks = np.empty(count, _no_tokens(encoder)[0].dtype), np.empty(count, np.bool_)
+    for place, row in zip(places, rows, strict=True):
         record = table[place]
         if row.refusal is not None:
             record["flags"] |= IS_REFUSED
             refused.append(RowFault(place, row.refusal))
             continue
-        ids = row.ids.astype(empty_ids.dtype)
-        record["start"], record["length"] = start, len(ids)
+        own = slice(start, start + len(row.ids))
+        all_ids[own], all_masks[own] = row.ids, row.mask
+        record["start"], record["length"] = start, len(row.ids)
         record["trained"] = np.count_nonzero(row.mask)
         record["trained_from"] = int(row.mask.argmax()) if row.mask.any() else -1
-        record["checksum"] = checksum_of(ids, row.mask)
+        record["checksum"] = checksum_of(all_ids[own], all_masks[own])
         record["unseen"] = sum(1 << ROLES.index(role) for role in row.unseen_roles)
-        all_ids.append(ids)
-        all_masks.append(row.mask)
-        start += len(ids)
-    return np.concatenate(all_ids), np.concatenate(all_masks)
+        start = own.stop
+    return all_ids, all_masks

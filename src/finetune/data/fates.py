@@ -42,7 +42,7 @@ class RowFates:
     @property
     def kept(self) -> Positions:
         """Positions of the rows that remain, in the order of the files."""
-        return where(len(self.of_rows), lambda window: self.of_rows[window] <= Fate.CUT)
+        return where(self.of_rows, lambda fates: fates <= Fate.CUT)
 
     def number(self, fate: Fate) -> int:
         """How many rows have this one."""

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.columns import Positions, release, row_array
+from finetune.data.columns import Positions, put, row_array
 from finetune.data.partition import Partition, Records
 
 Digests: TypeAlias = npt.NDArray[np.uint64]  # [rows, words]
@@ -82,8 +82,7 @@ class Keyed:
         for part, groups in self:
             copies = np.flatnonzero(groups.copies())
             rows = part["row"]
-            back[rows[copies]] = rows[copies] - rows[groups.first[groups.of_row[copies]]]
-            release(back)
+            put(back, rows[copies], rows[copies] - rows[groups.first[groups.of_row[copies]]])
         return back
 
     def of_several(self) -> Iterator[Positions]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
-from finetune.core.machine import allow_open_files, usable_cores
+from finetune.core.machine import allow_open_files, return_freed_memory, usable_cores
 from finetune.data import parsers
 from finetune.data.blocks import Block, is_zipped
 from finetune.data.checks import check_error_rate
@@ -182,6 +182,7 @@ def _stored(
                 facts = _read(source, Reading(source.path, columns, shape), encoder, means.process, unfinished.writer)
                 if facts.shape is not None and facts.shape.name == shape:
                     entry = unfinished.publish(np.dtype(ids_type(encoder)).str, facts.as_json())
+                    return_freed_memory()  # that of chunks, before the account of the rows takes its own
                     return entry.store, facts
         shape = facts.shape.name if facts.shape else None
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.columns import WINDOW, release, row_array
+from finetune.data.columns import WINDOW, put, release, row_array
 
 Records: TypeAlias = npt.NDArray[np.void]
 
@@ -51,6 +51,5 @@ class Partition:
         parts = self._parts_of(window)
         order, counts = np.argsort(parts, kind="stable"), self._counts(parts)
         within = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self._records[free[parts[order]] + within] = window[order]
+        put(self._records, free[parts[order]] + within, window[order])
         free += counts
-        release(self._records)

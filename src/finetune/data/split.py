@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.types import BoolArray
-from finetune.data.columns import Positions, pieces_of, release, row_array, stored, where
+from finetune.data.columns import Positions, pieces_of, put, release, row_array, stored, where
 from finetune.data.groups import Keyed
 from finetune.data.partition import Partition, Records
 
@@ -26,7 +26,7 @@ def split_rows(requests: Keyed, *, share: float, seed: int) -> tuple[Positions, 
     groups = stored(_groups(requests, seed) if share > 0 else (), _GROUP)
     if len(groups) > 1:
         _choose(chosen, requests, _held_out(groups, share))
-    return where(len(chosen), lambda window: ~chosen[window]), where(len(chosen), lambda window: chosen[window])
+    return where(chosen, np.logical_not), where(chosen, np.asarray)
 
 
 def _groups(requests: Keyed, seed: int) -> Iterator[Records]:
@@ -111,6 +111,6 @@ def _choose(chosen: BoolArray, requests: Keyed, held_out: BoolArray) -> None:
     """Mark the rows of these groups."""
     end = 0
     for part, groups in requests:
-        chosen[part["row"]] = held_out[end + groups.of_row]
+        put(chosen, part["row"], held_out[end + groups.of_row])
         end += len(groups)
-        release(chosen, held_out)
+        release(held_out)

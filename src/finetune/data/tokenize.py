@@ -16,6 +16,8 @@ from finetune.data.templates import Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer
 
 _NOTHING: IntArray = np.empty(0, np.int32)
+# NumPy keeps seven freed pieces of every size below so many bytes: masks of all lengths would come to megabytes.
+_UNCACHED = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def _finished(ids: IntArray, mask: BoolArray, needs_eos: bool, tokenizer: TextTo
         mask = np.append(mask, True)
     with_bos = tokenizer.with_one_bos(ids)
     added = len(with_bos) - len(ids)
-    mask = np.concatenate([np.zeros(added, np.bool_), mask]) if added > 0 else mask[-added:].copy()
+    mask = np.concatenate([np.zeros(added, np.bool_), mask]) if added > 0 else mask[-added:]
     mask[:1] = False  # nothing stands in front of the first token to predict it from
     return with_bos.astype(np.int32), mask
 
@@ -78,7 +80,12 @@ def _finished(ids: IntArray, mask: BoolArray, needs_eos: bool, tokenizer: TextTo
 def covered(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> BoolArray:
     """For each token [n], whether its character range shares at least one character with a span."""
     starts, ends = offsets[:, 0], offsets[:, 1]
-    mask = np.zeros(len(offsets), np.bool_)
+    size = len(offsets) + -len(offsets) % _UNCACHED
+    mask = np.zeros(size, np.bool_)[: len(offsets)]
+    inside, other = np.empty((2, size), np.bool_)[:, : len(offsets)]
     for start, end in spans:
-        mask |= (starts < end) & (ends > start) & (ends > starts)
+        np.less(starts, end, out=inside)
+        inside &= np.greater(ends, start, out=other)
+        inside &= np.greater(ends, starts, out=other)
+        mask |= inside
     return mask

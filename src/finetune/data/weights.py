@@ -17,7 +17,7 @@ def weighted(positions: Positions, loaded: LoadedData, seed: int) -> tuple[Posit
     if all(file.weight == 1 for file in loaded.files):
         return positions, np.empty(0, np.int64)
     times = _times(positions, loaded, seed)
-    left_out = where(len(times), lambda window: times[window] == 0)
+    left_out = where(times, lambda often: often == 0)
     return _repeated(positions, times), at(positions, left_out)
 
 

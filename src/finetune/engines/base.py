@@ -63,7 +63,7 @@ class Generator(Protocol):
         ...
 
     def step(self) -> Sequence[TokenEvent]:
-        """At most one token for each active request; empty where prompts alone were read.
+        """At most one token for each active request; empty where prompts were read, or a part of a step computed.
 
         Where it raises, all requests are lost, and another generator has to take its place.
         """

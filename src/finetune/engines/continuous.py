@@ -4,8 +4,8 @@ What is under way when, what an event says and which prefixes are kept is decide
 arrays (`RowBatch`): caches of keys and values, one row for each request, and one forward pass over all rows.
 
 A prompt is read up to its last token, a part at a time. Then its row joins the batch, which may read what is left of
-the prompts of new rows in passes of their own: their first tokens then come before the next tokens of the others.
-How much may be read between two tokens of a row is bounded.
+the prompts of new rows in passes of their own: their first tokens then come before the next tokens of the others, even
+before those that are half computed. How much may be read between two tokens of a row is bounded.
 """
 
 from collections import deque
@@ -44,6 +44,10 @@ class Choices(Protocol):
     @property
     def rows(self) -> Sequence[int]:
         """The rows of the batch, in its order of the moment, that get one."""
+        ...
+
+    def done(self) -> bool:
+        """Whether the rest is `result`'s to wait for; otherwise a part of it has been computed by this call."""
         ...
 
     def result(self) -> Sequence[Choice]:
@@ -87,8 +91,15 @@ class RowBatch(Protocol[Cache]):
         """Remove a row; the last row takes its place."""
         ...
 
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choices | None:
+        """Start choosing the first tokens of rows that have just joined, in a pass of their own, or None: they wait.
+
+        Tokens of the other rows may be half chosen. The arguments are those of `decode`; `allowed` is of new rows.
+        """
+        ...
+
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choices:
-        """Start choosing the next tokens of all rows, or first those of rows that have just joined.
+        """Start choosing the next tokens of all rows.
 
         `numbers` counts each row's tokens from 0; `allowed` [V] is given for the rows with a constraint.
         """
@@ -127,6 +138,7 @@ class _Pending(NamedTuple, Generic[Cache]):
 
     rows: list[_Row[Cache]]
     choices: Choices
+    whole: bool  # whether all rows get one
 
     @property
     def first(self) -> bool:
@@ -145,7 +157,7 @@ class ContinuousGenerator(Generic[Cache]):
         self._waiting: deque[_Row[Cache]] = deque()
         self._reading: list[_Row[Cache]] = []
         self._decoding: list[_Row[Cache]] = []  # in the order of the batch's rows
-        self._pending: _Pending[Cache] | None = None
+        self._pending: deque[_Pending[Cache]] = deque()  # in the order in which they are handed out
         self._unspent = decoding.PREFILL_TOKENS  # of prompts, to be read before rows that decode get their next tokens
 
     @property
@@ -159,7 +171,8 @@ class ContinuousGenerator(Generic[Cache]):
         return row.number
 
     def cancel(self, request: RequestId) -> None:
-        for row in (*self._waiting, *self._reading, *self._decoding, *(self._pending.rows if self._pending else ())):
+        pending = [row for pending in self._pending for row in pending.rows]
+        for row in (*self._waiting, *self._reading, *self._decoding, *pending):
             if row.number == request:
                 self._end(row)
 
@@ -168,26 +181,41 @@ class ContinuousGenerator(Generic[Cache]):
             return self._step()
         except BaseException:  # also Ctrl-C: what is half computed is of no use to anybody
             self._prefixes.clear()
-            for rows in (self._waiting, self._reading, self._decoding):
-                rows.clear()
-            self._pending = None
+            for under_way in (self._waiting, self._reading, self._decoding, self._pending):
+                under_way.clear()
             raise
 
     def _step(self) -> list[TokenEvent]:
         self._admit()
         self._read_prompts()
-        pending, self._pending = self._pending or self._launch(), None
-        if pending is None:
+        self._start()
+        if not self._pending or not self._pending[0].choices.done():
             return []
-        if not self._batch.works_ahead or pending.first:
-            return self._hand_out(pending)  # at once: a first token waits for nothing else
-        if any(row.request.constraint for row in self._decoding):  # what may follow depends on the pending tokens
-            events = self._hand_out(pending)
-            self._pending = self._launch()
-        else:
-            self._pending = self._launch()  # the device goes on while the tokens are handed out
-            events = self._hand_out(pending)
-        return events
+        pending = self._pending.popleft()
+        if pending.whole:
+            self._unspent = decoding.PREFILL_TOKENS
+        if self._works_ahead(pending):
+            self._decode()
+        return self._hand_out(pending)
+
+    def _start(self) -> None:
+        """Start choosing tokens: first ones as soon as there are new rows, and others where nothing is under way."""
+        new = [row for row in self._decoding if not row.scheduled]
+        begun = self._batch.begin(*self._asked(new)) if new else None
+        if begun and self._batch.works_ahead:
+            self._pending.append(self._scheduled(begun))
+        elif begun:
+            self._pending.appendleft(self._scheduled(begun))  # what is half computed waits
+        elif not self._pending:
+            self._decode()
+
+    def _works_ahead(self, pending: _Pending[Cache]) -> bool:
+        """Whether the device goes on while these tokens are handed out.
+
+        First tokens wait for nothing else, and a constraint says what may follow when it knows what went before.
+        """
+        alone = not self._pending and not pending.first
+        return self._batch.works_ahead and alone and not any(row.request.constraint for row in self._decoding)
 
     def _admit(self) -> None:
         active = [row.request for row in (*self._reading, *self._decoding)]
@@ -224,19 +252,25 @@ class ContinuousGenerator(Generic[Cache]):
         self._reading.remove(row)
         self._decoding.append(row)
 
-    def _launch(self) -> _Pending[Cache] | None:
+    def _decode(self) -> None:
         """Start choosing the next token of every row that wants one."""
         for row in [row for row in reversed(self._decoding) if row.scheduled == row.request.max_tokens]:
             self._leave(row)  # the last one first: nobody has to take its place
-        if not self._decoding:
-            self._unspent = decoding.PREFILL_TOKENS
-            return None
-        rows = self._decoding
-        allowed = {i: row.request.constraint.allowed() for i, row in enumerate(rows) if row.request.constraint}
-        choices = self._batch.decode([row.scheduled for row in rows], allowed)
-        pending = _Pending([rows[index] for index in choices.rows], choices)
-        if len(pending.rows) == len(rows):
-            self._unspent = decoding.PREFILL_TOKENS
+        if self._decoding:
+            self._pending.append(self._scheduled(self._batch.decode(*self._asked(self._decoding))))
+        else:
+            self._unspent = decoding.PREFILL_TOKENS  # nobody is held up
+
+    def _asked(self, wanted: Sequence[_Row[Cache]]) -> tuple[list[int], dict[int, BoolArray]]:
+        """What rows ask of their next tokens: the number of each in the batch, and what constraints of some allow."""
+        rows = [(i, row.request.constraint) for i, row in enumerate(self._decoding) if row in wanted]
+        allowed = {i: constraint.allowed() for i, constraint in rows if constraint}
+        return [row.scheduled for row in self._decoding], allowed
+
+    def _scheduled(self, choices: Choices) -> _Pending[Cache]:
+        """Tokens that are being chosen from here on."""
+        rows = [self._decoding[index] for index in choices.rows]
+        pending = _Pending(rows, choices, whole=len(rows) == len(self._decoding))
         for row in pending.rows:
             row.scheduled += 1
         return pending

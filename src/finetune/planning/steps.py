@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from finetune.core.types import Batch, IntArray
+from finetune.data.columns import release
 
 _MOST_STEPS = 20_000  # looked at; a longer run has looked alike by then
 _HEAVY = 16  # steps whose batches are made and measured
@@ -40,7 +41,9 @@ def heavy_steps(steps: Steps, lengths: IntArray, *, count: int, max_rows: int) -
     """
 
     def heaviness(index: int) -> int:
-        return int(np.sort(lengths[steps.row_numbers(index)])[-max_rows:].sum())
+        found = np.sort(lengths[steps.row_numbers(index)])
+        release(lengths)
+        return int(found[-max_rows:].sum())
 
     return sorted(heapq.nlargest(_HEAVY, range(min(count, _MOST_STEPS)), key=heaviness))
 

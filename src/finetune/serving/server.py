@@ -5,6 +5,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -15,6 +16,8 @@ from finetune.serving.settings import ServerSettings
 from finetune.serving.worker import Worker
 
 log = logging.getLogger("finetune.serving")
+
+_SWITCH_SECONDS = 0.0005  # that the engine's thread may keep Python to itself while a request comes in
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -83,6 +86,7 @@ def run(app: FastAPI, worker: Worker, listener: socket.socket, settings: ServerS
     server = Server(app, worker, settings)
     gc.collect()
     gc.freeze()  # what is loaded stays: walking it would hold up answers again and again
+    sys.setswitchinterval(_SWITCH_SECONDS)
     server.run(sockets=[listener])
     worker.stop()
     return server.stopped_by

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 from finetune.config.schema import TrainingConfig
 from finetune.core.errors import TrainingError
 from finetune.core.machine import free_addresses, own_memory, unused_memory, usable_cores
-from finetune.core.types import Batch, IntArray
+from finetune.core.types import Batch
 from finetune.planning.cuts import Cut, cuts_of
 from finetune.planning.probe import NotTaken, ProbedRun, Taken, probe
 from finetune.workflows.memory import heavy_steps_of, memory_plan, needed_memory
@@ -148,9 +148,9 @@ class _Search:
         )
 
     def _cuts(self) -> list[Cut]:
-        prepared, lengths = self.prepared, self._lengths()
-        tokens = max(int(lengths[prepared.batches.row_numbers(index)].sum()) for index in self.heavy)
-        longest = max(int(lengths.max()), prepared.config.data.max_length or 0)
+        prepared, lengths = self.prepared, self.prepared.data.train_lengths
+        tokens = max(int((lengths[prepared.batches.row_numbers(index)] - 1).sum()) for index in self.heavy)
+        longest = max(int(lengths.max()) - 1, prepared.config.data.max_length or 0)
         enough = _ENOUGH * usable_cores() if prepared.on_cpu else None
         training, needed = prepared.config.training, self._needed
         return cuts_of(training, tokens=tokens, shortest_limit=longest, needed=needed, enough=enough)
@@ -191,16 +191,12 @@ class _Search:
 
     def _heavy_batches(self, prepared: Preparation) -> list[Batch]:
         """The largest micro-batch of the run, and one with its longest row."""
-        lengths = self._lengths()
         batches = [batch for index in self.heavy for batch in prepared.batches.step(index)]
         largest = max(batches, key=lambda batch: batch.tokens)
         steps = range(prepared.batches.steps_per_epoch)
-        row = int(lengths.argmax())
+        row = int(prepared.data.train_lengths.argmax())
         step = next(step for step in steps if row in prepared.batches.row_numbers(step))
         return [largest, max(prepared.batches.step(step), key=lambda batch: int(batch.positions.max()))]
-
-    def _lengths(self) -> IntArray:
-        return self.prepared.data.train_lengths - 1
 
 
 def _clearly_smaller(cuts: list[Cut], failed: Cut) -> list[Cut]:

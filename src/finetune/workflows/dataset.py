@@ -252,7 +252,7 @@ def prepare_dataset(
         sources = open_files([DataFile(path=path)])
         loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=max_error_rate)
     back = loaded.by_digest("row").steps_back()
-    first = StoredRows(loaded, where(len(back), lambda window: back[window] == 0), _UNLIMITED)
+    first = StoredRows(loaded, where(back, lambda steps: steps == 0), _UNLIMITED)
     train, held_out = (at(first.positions, rows) for rows in split_rows(first.by_request(), share=split, seed=seed))
     written = {output: train, **({held_out_path: held_out} if split else {})}
     for target, positions in written.items():

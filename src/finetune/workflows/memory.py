@@ -66,7 +66,7 @@ def _plan(prepared: Preparation, architecture: Architecture, batch: BatchSize, *
 
 def heavy_steps_of(prepared: Preparation, *, max_rows: int) -> Sequence[int]:
     """The steps of the run that may need most, by their `max_rows` longest rows."""
-    lengths = prepared.data.train_lengths - 1
+    lengths = prepared.data.train_lengths
     return heavy_steps(prepared.batches, lengths, count=prepared.plan.total_steps, max_rows=max_rows)
 
 

@@ -51,7 +51,7 @@ def test_arrays_keep_what_is_put_into_them() -> None:
     assert np.array_equal(kept, VALUES)
     assert np.array_equal(np.concatenate(list(pieces_of(kept))), VALUES)
     assert changed[5] == VALUES[5] + 1
-    assert np.array_equal(where(len(VALUES), lambda window: VALUES[window] > 500), np.flatnonzero(VALUES > 500))
+    assert np.array_equal(where(VALUES, lambda part: part > 500), np.flatnonzero(VALUES > 500))
     assert np.array_equal(at(kept, VALUES % 300), VALUES[VALUES % 300])
     assert len(stored([], np.int64)) == 0
 

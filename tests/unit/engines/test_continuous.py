@@ -28,6 +28,9 @@ class Chosen:
     rows: Sequence[int]
     choices: list[Choice]
 
+    def done(self) -> bool:
+        return True
+
     def result(self) -> list[Choice]:
         return self.choices
 
@@ -61,6 +64,9 @@ class TapeBatch:
         for rows in (self.tapes, self.newest):
             rows[index] = rows[-1]
             rows.pop()
+
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> None:
+        pass
 
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
         self.rows_at_most = max(self.rows_at_most, len(self.tapes))

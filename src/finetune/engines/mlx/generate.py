@@ -2,7 +2,8 @@
 
 Rows that read their prompts have caches of their own; the batch has one cache for each layer (see `ragged`). New rows
 read what is left of their prompts before the others go on, short ones side by side, and the logits of a prompt's end
-give the first token: it takes no pass besides.
+give the first token: it takes no pass besides. On the CPU a step of the others is computed a few layers at a time, and
+a prompt that comes in the middle of it is read in between.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from finetune.engines.scheduling import limits_for
 
 _COLUMNS = 128  # that the batch makes room for at once
 _SHORT = 128  # tokens of a prompt up to which reading it alone leaves the device idle
+_PARTS = 4  # of the layers, between which a step on the CPU can be interrupted
+_MOST_PAST = 128  # columns of keys and values that are laid side by side for it: longer ones cost more than they save
 _MOST_PADDED = 1.25  # columns for each token that is read together with others
 
 
@@ -72,7 +75,12 @@ class MLXRows:
         self._rows: list[_Row] = []  # in the caller's order
         self._slots: list[_Row] = []  # in the order of the arrays
         self._lengths = RowLengths([])
-        self._layers = [LayerCache(self._lengths, window, columns=_COLUMNS) for window in self._windows]
+        self._early = compat.on_cpu()  # a GPU is busy while Python prepares the next step
+        first_part = len(self._windows) // _PARTS
+        self._layers = [
+            LayerCache(self._lengths, window, columns=_COLUMNS, early=self._early and number <= first_part)
+            for number, window in enumerate(self._windows)
+        ]
         self._updates: Mapping[str, Any] | None = {}  # of the slots; None: to be made
         self._newest: Any = mx.zeros(0, mx.int32)  # [slots], chosen and not yet read
         self._sampler = RowSampler(self.vocabulary)
@@ -89,10 +97,16 @@ class MLXRows:
     def start(self, adapter: LoadedAdapter, begun: RowCache | None, length: int) -> RowCache:
         rows = RowLengths([length])
         if begun is None:
-            return RowCache(adapter, rows, [LayerCache(rows, window) for window in self._windows])
+            return RowCache(adapter, rows, self._new_layers(rows))
         self._read([begun])
         dropped = begun.rows[0] - length
-        return RowCache(adapter, rows, [layer.copied(0, rows, dropped=dropped) for layer in begun.layers])
+        return RowCache(
+            adapter, rows, [layer.copied(0, rows, dropped=dropped, early=self._early) for layer in begun.layers]
+        )
+
+    def _new_layers(self, rows: RowLengths) -> list[LayerCache]:
+        """Caches for rows that read."""
+        return [LayerCache(rows, window, early=self._early) for window in self._windows]
 
     def read(self, cache: RowCache, tokens: Sequence[int]) -> None:
         self._read([cache])  # a part at a time is in memory
@@ -119,14 +133,19 @@ class MLXRows:
         self._sampler.leave(slot)
         self._updates = None
 
-    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen | None:
         with explained_memory():
             new = {row.cache: row for row in self._rows if row.cache is not None}
             reading = [cache for cache in new if self._reads_to_the_end(cache)]
-            if reading:
-                return self._begin({cache: new[cache] for cache in next(side_by_side(reading))}, numbers, allowed)
+            if not reading:
+                return None
+            return self._begin({cache: new[cache] for cache in next(side_by_side(reading))}, numbers, allowed)
+
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
+        with explained_memory():
             self._read(self._parts)
             self._parts.clear()
+            new = {row.cache: row for row in self._rows if row.cache is not None}
             requests = [row.request for row in new.values()]
             self._take_in(new, mx.array([request.prompt[-1] for request in requests], mx.int32))
             self._sampler.extend(RowSampler(self.vocabulary, requests))
@@ -173,8 +192,16 @@ class MLXRows:
         places = [self._rows.index(row) for row in self._slots]
         chosen = self._sampler.choose(logits, [numbers[place] for place in places], of_places(allowed, places), places)
         self._newest = chosen.tokens
+        if compat.on_cpu():
+            return chosen._replace(parts=iter(self._on_the_way()))
         mx.async_eval(chosen.arrays(), self._sampler.state())  # type: ignore[no-untyped-call]
         return chosen
+
+    def _on_the_way(self) -> list[Any]:
+        """Keys that layers between the parts of a step add: they are there when the layers in front are done."""
+        count = len(self._layers)
+        between = sorted({part * count // _PARTS for part in range(1, _PARTS)} - {0})
+        return [self._layers[number].newest_key for number in between]
 
     def _read(self, caches: Iterable[RowCache]) -> None:
         """Let rows read what they were given, short prompts together."""
@@ -184,15 +211,15 @@ class MLXRows:
                 mx.async_eval([layer.arrays() for cache in group for layer in cache.layers])  # type: ignore[no-untyped-call]
 
     def _read_together(self, group: Sequence[RowCache]) -> Any:
-        """One pass for rows without a past, or for one row: hidden states [rows, D] of their last tokens.
-
-        The shorter ones are padded in front.
-        """
+        """One pass for some rows, the shorter parts padded in front: hidden states [rows, D] of their last tokens."""
         longest = max(len(cache.unread) for cache in group)
-        rows, layers = group[0].rows, group[0].layers
+        layers = group[0].layers
         if len(group) > 1:
-            rows = RowLengths([len(cache.unread) - longest for cache in group])
-            layers = [LayerCache(rows, window) for window in self._windows]
+            pasts, padding = [cache.rows[0] for cache in group], [longest - len(cache.unread) for cache in group]
+            rows = RowLengths(pasts, padding)
+            layers = self._new_layers(rows)
+            for number, layer in enumerate(layers):
+                layer.begin_with([cache.layers[number] for cache in group])
         tokens = [[0] * (longest - len(cache.unread)) + cache.unread for cache in group]
         self._model.use(self._model.updates([cache.adapter for cache in group]))
         ends = self._ends(mx.array(tokens, mx.int32), layers)
@@ -237,18 +264,22 @@ def of_places(allowed: Mapping[int, BoolArray], places: Sequence[int]) -> dict[i
 
 
 def side_by_side(caches: Sequence[RowCache]) -> Iterator[list[RowCache]]:
-    """Which rows read together: short prompts of like lengths that have no past; every other one reads alone."""
+    """Which rows read together: short parts of like lengths behind short pasts; every other one reads alone."""
     group: list[RowCache] = []
     for cache in sorted(caches, key=lambda cache: len(cache.unread)):
-        length = len(cache.unread)
-        fits = cache.rows[0] == 0 and length <= _SHORT
-        real = sum(len(one.unread) for one in group) + length
-        if group and (not fits or (len(group) + 1) * length > _MOST_PADDED * real):
-            yield group
+        if not _pads([*group, cache]):
+            if group:
+                yield group
             group = []
-        if fits:
-            group.append(cache)
-        else:
-            yield [cache]
+        group.append(cache)
     if group:
         yield group
+
+
+def _pads(group: Sequence[RowCache]) -> bool:
+    """Whether padding rows to one length costs less than reading them one by one."""
+    parts = [len(cache.unread) for cache in group]
+    past = max(cache.rows[0] for cache in group)
+    bounded = past == 0 or all(cache.length < layer.window for cache in group for layer in cache.layers if layer.window)
+    fits = max(parts) <= _SHORT and len(group) * past <= _MOST_PAST and bounded
+    return len(group) == 1 or (fits and len(group) * max(parts) <= _MOST_PADDED * sum(parts))

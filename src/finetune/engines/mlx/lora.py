@@ -29,7 +29,7 @@ class LoraWeights(NamedTuple):
     norms: Any | None = None  # [out], beside a magnitude: lengths of the rows of W + scale B A, a constant
 
     def added(self, x: Any, y: Any) -> Any:
-        """y [..., out] of the frozen weights with the update for x [..., in]."""
+        """y [N, out] of the frozen weights with the update for x [N, in]."""
         low = (x @ self.a.T.astype(x.dtype)) * self.scale
         y = y + low @ self.b.T.astype(x.dtype)
         return y if self.magnitude is None else scale_rows(y, self.magnitude, self.norms)
@@ -64,11 +64,13 @@ class LoRALinear(nn.Module):  # type: ignore[misc]
         self.slot = slot
 
     def __call__(self, x: Any) -> Any:
-        y = product(self.base, x)
+        rows = x.reshape(-1, x.shape[-1])  # MLX would flatten and restore for each product
+        y = product(self.base, rows)
         update = self.slot.active.get(self.path)
         if update is not None:
-            y = update.added(self._dropped(x), y)
-        return y + self.base.bias if "bias" in self.base else y
+            y = update.added(self._dropped(rows), y)
+        y = y + self.base.bias if "bias" in self.base else y
+        return y.reshape(*x.shape[:-1], -1)
 
     def _dropped(self, x: Any) -> Any:
         key = self.slot.keys.get(self.path)

@@ -36,42 +36,52 @@ class RowUpdates(NamedTuple):
     ratios: Any | None  # [B, 1, out]
 
     def added(self, x: Any, y: Any) -> Any:
-        """y [B, T, out] of the frozen weights with the rows' updates for x [B, T, in]."""
+        """y [B x T, out] of the frozen weights with the rows' updates for x [B x T, in]."""
         low = x @ self.stacked.a.astype(x.dtype)
         if self.keep is not None:
-            low = mx.where(self.keep, low, 0.0).astype(x.dtype)
-        y = y + low @ self.stacked.b.astype(x.dtype)
-        return y if self.ratios is None else y + y * self.ratios.astype(y.dtype)
+            apart = low.reshape(len(self.keep), -1, low.shape[-1])
+            low = mx.where(self.keep, apart, 0.0).astype(x.dtype).reshape(low.shape)
+        y = mx.addmm(y, low, self.stacked.b.astype(x.dtype))
+        if self.ratios is None:
+            return y
+        apart = y.reshape(len(self.ratios), -1, y.shape[-1])
+        return (apart + apart * self.ratios.astype(y.dtype)).reshape(y.shape)
 
 
-Weights = Mapping[str, LoraWeights]
+def by_itself(weights: Mapping[str, LoraWeights]) -> dict[str, StackedUpdates]:
+    """A stack of one adapter."""
+    return {module: _alone(update) for module, update in weights.items()}
 
 
-def stack(adapters: Sequence[Weights]) -> dict[str, StackedUpdates]:
-    """The updates of the adapters, by module; an adapter may leave modules out."""
+def _alone(update: LoraWeights) -> StackedUpdates:
+    a, b = mx.contiguous(update.a.T), mx.contiguous((update.b * update.scale).T)
+    ratios = None
+    if update.magnitude is not None:
+        ratio = ratio_less_one(update.magnitude, update.norms)
+        ratios = mx.stack([ratio, mx.zeros_like(ratio)])
+    return StackedUpdates(a, b, np.zeros(len(b), np.int32), ratios)
+
+
+def stack(adapters: Sequence[Mapping[str, StackedUpdates]]) -> dict[str, StackedUpdates]:
+    """Adapters by themselves, side by side: their updates by module, which an adapter may leave out."""
     modules = {module: None for adapter in adapters for module in adapter}
     return {module: _stacked([adapter.get(module) for adapter in adapters]) for module in modules}
 
 
-def _stacked(updates: Sequence[LoraWeights | None]) -> StackedUpdates:
+def _stacked(updates: Sequence[StackedUpdates | None]) -> StackedUpdates:
     present = [(number, update) for number, update in enumerate(updates) if update is not None]
-    a = mx.concatenate([update.a for _, update in present]).T
-    b = mx.concatenate([update.b * update.scale for _, update in present], axis=1).T
-    owners = np.repeat([number for number, _ in present], [update.a.shape[0] for _, update in present])
-    return StackedUpdates(mx.contiguous(a), mx.contiguous(b), owners.astype(np.int32), _ratios(updates, b.shape[1]))
+    a = mx.concatenate([update.a for _, update in present], axis=1)
+    b = mx.concatenate([update.b for _, update in present])
+    owners = np.repeat([number for number, _ in present], [len(update.b) for _, update in present])
+    return StackedUpdates(a, b, owners.astype(np.int32), _ratios(updates, b.shape[1]))
 
 
-def _ratios(updates: Sequence[LoraWeights | None], out: int) -> Any | None:
-    if not any(update is not None and update.magnitude is not None for update in updates):
+def _ratios(updates: Sequence[StackedUpdates | None], out: int) -> Any | None:
+    found = [None if update is None else update.ratios for update in updates]
+    if all(ratios is None for ratios in found):
         return None
     zero = mx.zeros(out)
-
-    def row(update: LoraWeights | None) -> Any:
-        if update is None or update.magnitude is None:
-            return zero
-        return ratio_less_one(update.magnitude, update.norms)
-
-    return mx.stack([*map(row, updates), zero])
+    return mx.stack([*(zero if ratios is None else ratios[0] for ratios in found), zero])
 
 
 def for_rows(stacked: Mapping[str, StackedUpdates], rows: IntArray) -> dict[str, RowUpdates]:

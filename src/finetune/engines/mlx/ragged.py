@@ -11,6 +11,7 @@ A row that joins is written beside the others, the last row moves into the place
 no row needs any more are dropped when room for new ones is made: no step copies what it does not change.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -21,16 +22,20 @@ from finetune.engines.mlx.documents import Documents
 
 
 class RowLengths:
-    """How many tokens each row has read, the same for all layers."""
+    """How many tokens each row has read, the same for all layers.
 
-    def __init__(self, lengths: list[int]) -> None:
+    Rows that read parts of different lengths side by side have `padding` in front of the shorter ones.
+    """
+
+    def __init__(self, lengths: list[int], padding: Sequence[int] = ()) -> None:
         self._lengths = lengths
+        self._padding = np.array(padding if any(padding) else [0])
         self._changed()
 
     def _changed(self) -> None:
         self.longest = max(self._lengths, default=0)
-        self.equal = min(self._lengths, default=0) == self.longest
-        self.offset: Any = self.longest if self.equal else mx.array(self._lengths, mx.int32)
+        self.equal = min(self._lengths, default=0) == self.longest and not self._padding.any()
+        self.offset: Any = self.longest if self.equal else mx.array(self._lengths - self._padding, mx.int32)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -62,29 +67,33 @@ class RowLengths:
         return mx.array(np.arange(columns)[None] >= first[:, None])[:, None, None]
 
     def side_by_side(self, length: int, window: int | None) -> Any:
-        """[B, 1, length, length], what tokens see where rows without a past end together, padded in front.
+        """[B, 1, length, longest + length], what tokens see: the row's past, and those between it and them.
 
-        Lengths are negative by the padding. A query in the padding sees itself: what it computes must be finite.
+        A query in the padding sees itself: what it computes must be finite. Rows with a past fit into the window.
         """
-        columns = np.arange(length)
-        real = columns[None] >= -np.array(self._lengths)[:, None]
-        seen = _seen(length, length, window)[None] & real[:, None] | np.eye(length, dtype=bool)[None]
-        return mx.array(seen)[:, None]
+        columns = np.arange(self.longest + length)
+        past, part = self.longest - np.array(self._lengths)[:, None], self.longest + self._padding[:, None]
+        real = (columns >= past) & ((columns < self.longest) | (columns >= part))
+        own = np.eye(length, len(columns), self.longest, dtype=bool)
+        return mx.array(_seen(length, len(columns), window) & real[:, None] | own)[:, None]
 
 
 class LayerCache:
     """One layer's keys and values. Stands in for mlx-lm's cache, which models ask for offsets, masks and keys.
 
-    `columns` is how many columns room is made for at once: none beyond what is written for a row that reads.
+    `columns` is how many columns room is made for at once: none beyond what is written for a row that reads. With
+    `early` the device computes what is known up to this layer while Python goes through the layers behind it.
     """
 
-    def __init__(self, rows: RowLengths, window: int | None, *, columns: int = 0) -> None:
+    def __init__(self, rows: RowLengths, window: int | None, *, columns: int = 0, early: bool = False) -> None:
         self.rows = rows
         self.window = window
         self._columns = columns
+        self._early = early
         self._keys: Any = None  # [slots, heads, room, width]
         self._values: Any = None
         self._end = 0  # columns in use
+        self.newest_key: Any = None  # of every row, when each has added one
 
     @property
     def offset(self) -> Any:
@@ -112,7 +121,7 @@ class LayerCache:
         return mx.maximum(offset + mx.arange(length), 0)  # padding has none
 
     def make_mask(self, length: int, *, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Called by mlx-lm: what the next `length` tokens see; several for one row, or for rows without a past."""
+        """Called by mlx-lm: what the next `length` tokens see."""
         seen = self.longest + length
         columns = seen if window_size is None else min(seen, window_size - 1 + length)
         if length == 1:
@@ -129,6 +138,9 @@ class LayerCache:
         """Called by mlx-lm: add columns [B, heads, N, width], and give those that the new tokens may see."""
         rows, _, length, _ = keys.shape
         columns = self.kept + length
+        self.newest_key = keys if length == 1 else None
+        if self._early:
+            mx.async_eval(keys)  # type: ignore[no-untyped-call]
         if self._keys is None:
             self._keys, self._values = self._roomy(keys), self._roomy(values)
             self._end = length
@@ -194,18 +206,37 @@ class LayerCache:
         kept = self.rows[row] if self.window is None else min(self.rows[row], self.window - 1)
         return [array[row : row + 1, :, self._end - kept : self._end] for array in self.arrays()]
 
-    def take(self, other: "LayerCache", row: int, length: int) -> None:
-        """Begin with the last `length` columns of one of the rows that another cache has read side by side."""
-        self._keys, self._values = (mx.contiguous(array[row : row + 1, :, -length:]) for array in other.arrays())
-        self._end = length
+    def begin_with(self, rows: "Sequence[LayerCache]") -> None:
+        """Lay the pasts of several rows side by side, ending together."""
+        columns = max(row.kept for row in rows)
+        pasts = [[_padded(array, columns) for array in row.last(0)] for row in rows if row.arrays()]
+        if pasts:
+            empty = [mx.zeros_like(array) for array in pasts[0]]
+            found = iter(pasts)
+            both = zip(*(next(found) if row.arrays() else empty for row in rows), strict=True)
+            self._keys, self._values = (mx.concatenate(list(arrays)) for arrays in both)
+            self._end = columns
 
-    def copied(self, row: int, rows: RowLengths, *, dropped: int = 0) -> "LayerCache":
+    def take(self, other: "LayerCache", row: int, length: int) -> None:
+        """Add the last `length` columns of one of the rows that another cache has read side by side."""
+        keys, values = (mx.contiguous(array[row : row + 1, :, -length:]) for array in other.arrays())
+        if self._keys is None:
+            self._keys, self._values, self._end = keys, values, length
+        else:
+            self._append(keys, values)
+
+    def copied(self, row: int, rows: RowLengths, *, dropped: int = 0, early: bool = False) -> "LayerCache":
         """A cache of one row, without its last `dropped` tokens."""
-        copy = LayerCache(rows, self.window)
+        copy = LayerCache(rows, self.window, early=early)
         if arrays := self.last(row):
             copy._end = arrays[0].shape[2] - dropped
             copy._keys, copy._values = (mx.contiguous(array[:, :, : copy._end]) for array in arrays)
         return copy
+
+
+def _padded(array: Any, columns: int) -> Any:
+    """Keys or values [1, heads, N, width] behind empty columns."""
+    return mx.pad(array, [(0, 0), (0, 0), (columns - array.shape[2], 0), (0, 0)])
 
 
 def _seen(length: int, columns: int, window: int | None) -> BoolArray:

@@ -14,8 +14,7 @@ from finetune.engines.decoding import adapter_called, require_free_name
 from finetune.engines.mlx.adapters import adapt_more, make_adaptable, on_device, read_for
 from finetune.engines.mlx.dora import row_norms
 from finetune.engines.mlx.loading import BaseModel
-from finetune.engines.mlx.lora import LoraWeights
-from finetune.engines.mlx.mixed import StackedUpdates, for_rows, stack
+from finetune.engines.mlx.mixed import StackedUpdates, by_itself, for_rows, stack
 from finetune.engines.mlx.sharing import rows_can_share
 
 
@@ -23,7 +22,7 @@ from finetune.engines.mlx.sharing import rows_can_share
 class LoadedAdapter:
     """An adapter on the device. One that is loaded again is another."""
 
-    weights: Mapping[str, LoraWeights]
+    updates: Mapping[str, StackedUpdates]  # by itself
     parameters: int
 
 
@@ -101,14 +100,14 @@ class ResidentAdapters:
     def _put(self, adapters: Mapping[str, Adapter]) -> None:
         norms = row_norms({module: self._adaptable.layers[module] for module in _with_magnitude(adapters.values())})
         for name, adapter in adapters.items():
-            weights = on_device(adapter, norms)
-            mx.eval(list(weights.values()))
-            self._loaded[name] = LoadedAdapter(weights, adapter.parameters)
+            updates = by_itself(on_device(adapter, norms))
+            mx.eval([[update.a, update.b, update.ratios] for update in updates.values()])
+            self._loaded[name] = LoadedAdapter(updates, adapter.parameters)
 
     def updates(self, rows: Sequence[LoadedAdapter]) -> Mapping[str, Any]:
         distinct = list(dict.fromkeys(rows))
-        if len(rows) == 1 or distinct == [BASE]:
-            return distinct[0].weights
+        if len(distinct) == 1:
+            return for_rows(distinct[0].updates, np.zeros(len(rows), np.int32))
         members, stacked = self._stack([adapter for adapter in distinct if adapter is not BASE])
         numbers = {adapter: number for number, adapter in enumerate(members)}
         return for_rows(stacked, np.array([numbers.get(adapter, -1) for adapter in rows], np.int32))
@@ -117,7 +116,7 @@ class ResidentAdapters:
         """The adapters side by side; those of the last stack serve again where they hold all that are wanted."""
         members, _ = self._stacked
         if not set(adapters) <= set(members) or len(members) > len(adapters) + _IDLE:
-            stacked = stack([adapter.weights for adapter in adapters])
+            stacked = stack([adapter.updates for adapter in adapters])
             mx.eval([[update.a, update.b] for update in stacked.values()])
             self._stacked = (list(adapters), stacked)
         return self._stacked

@@ -3,7 +3,7 @@
 What the stages are and in which order is said in `engines.sampling`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -25,6 +25,14 @@ class Chosen(NamedTuple):
     top_tokens: Any | None  # [B, K], best first, for the row that asks for most
     top_logprobs: Any | None
     wanted: Sequence[int]  # how many of them each row asks for
+    parts: Iterator[Any] = iter(())  # what is computed on the way to the tokens, a part at a time
+
+    def done(self) -> bool:
+        with explained_memory():
+            part = next(self.parts, None)
+            if part is not None:
+                mx.eval(part)
+            return part is None
 
     def result(self) -> list[Choice]:
         with explained_memory():

@@ -63,6 +63,9 @@ class SoloRows:
             rows.pop()
         self._sampler.leave(index)
 
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> None:
+        """New rows decode with the others."""
+
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
         with explained_memory():
             hidden = [self._hidden(row, token)[:, -1] for row, token in zip(self._rows, self._newest, strict=True)]

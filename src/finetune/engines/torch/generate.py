@@ -86,6 +86,9 @@ class Chosen(NamedTuple):
     def rows(self) -> Sequence[int]:
         return range(len(self.choices))
 
+    def done(self) -> bool:
+        return True
+
     def result(self) -> Sequence[Choice]:
         return self.choices
 
@@ -138,6 +141,9 @@ class TorchRows:
         self._rows.pop()
         if place is not None:
             self._shared.release(place)
+
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> None:
+        """New rows read their prompts in the pass of all rows."""
 
     @torch.inference_mode()
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
