@@ -36,3 +36,32 @@ def peak_of_a_step(model: Path, **options: Any) -> int:
 def test_recomputed_activations_go_back_to_the_system(wide: Path) -> None:
     """Their blocks would stay in glibc's heap, and half of what recomputation saves with them."""
     assert peak_of_a_step(wide, gradient_checkpointing=True) < 0.35 * peak_of_a_step(wide)
+
+
+GROWTH = """
+import os, sys
+os.environ.update(dict(pair.split("=") for pair in sys.argv[1:]))
+import finetune.engines.torch
+import psutil, torch
+from finetune.engines.torch.compat import fast_in_bfloat16
+
+weight = torch.ones(128, 128, dtype=torch.bfloat16)
+held = psutil.Process().memory_info().rss
+for rows in range(2, 502):
+    torch.nn.functional.linear(torch.ones(rows, 128, dtype=torch.bfloat16), weight)
+print(psutil.Process().memory_info().rss - held if fast_in_bfloat16(torch.device("cpu")) else -1)
+"""
+
+
+def growth_over_shapes(*environment: str) -> int:
+    command = [sys.executable, "-c", GROWTH, *environment]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    if grown < 0:
+        pytest.skip("this processor has no bfloat16 arithmetic, so nothing is compiled")
+    return grown
+
+
+def test_products_of_many_shapes_are_not_all_kept() -> None:
+    """Rows have all lengths, and in bfloat16 each costs about half a megabyte."""
+    all_kept = growth_over_shapes("ONEDNN_PRIMITIVE_CACHE_CAPACITY=1024", "LRU_CACHE_CAPACITY=1024")
+    assert growth_over_shapes() < 0.5 * all_kept
