@@ -23,13 +23,14 @@ class LastingThread(threading.Thread):
         """What the thread does."""
         try:
             self._work()
-        finally:
-            self.over.set()
-            threading.Event().wait()
+        except BaseException:  # told as of any thread, which would end here
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self)))
+        self.over.set()
+        threading.Event().wait()
 
 
 def leave_process(code: int) -> NoReturn:
-    """Exit with a status; at once where a lasting thread still works, as while a server that opens its model."""
+    """Exit with a status; at once where a lasting thread still works, as that of a server which opens its model."""
     if any(isinstance(thread, LastingThread) and not thread.over.is_set() for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

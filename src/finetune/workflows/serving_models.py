@@ -62,14 +62,19 @@ class ServedModels:
 def models_to_serve(
     subject: Subject, *, name: str | None, adapters: Mapping[str, Path], template: str | None, on_notice: OnNotice
 ) -> ServedModels:
-    """The base first, then what was tuned on it, then the adapters that were given by name."""
+    """The base first, then what was tuned on it, then the adapters that were given by name.
+
+    A run in a directory that is called like its base keeps that name, and the base is NAME-base.
+    """
+    has_adapter = subject.adapter is not None
     if subject.tuned_model is None:
         base_name = public_name(subject.model.name)
+        if has_adapter and name is None and base_name == _run_name(subject):
+            base_name += "-base"
         base = _open_base(resolve_base(subject), subject.model)
     else:
         base_name = name or _run_name(subject)
         base = _open_base(resolve_model(str(subject.tuned_model)), whole_model(subject.model))
-    has_adapter = subject.adapter is not None
     model = ServedModel(
         base_name if has_adapter or name is None else name,
         Prompter(base.tokenizer, _base_template(subject, base.tokenizer, template, on_notice)),

@@ -126,6 +126,12 @@ def test_links_out_of_the_directory_are_refused_whatever_they_are(model: Path, t
         open_below(served.base, served.catalogue.base.prompter, adapter, root)
 
 
+def test_a_run_that_is_called_like_its_base_keeps_its_name(model: Path, tmp_path: Path) -> None:
+    run = run_of(model, tmp_path / "runs" / "tiny")
+    assert models(model=run).catalogue.names == ("tiny-base", "tiny")
+    assert models(model=run, name="mine").catalogue.names == ("tiny", "mine")
+
+
 def test_clients_are_not_told_where_models_lie(model: Path) -> None:
     assert public_name(str(model)) == "tiny"
     assert public_name("org/model") == "org/model"
