@@ -169,7 +169,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def tidied(pieces: Iterable[T], every: int = 4) -> Iterator[T]:
+def tidied(pieces: Iterable[T], every: int = 8) -> Iterator[T]:
     """The pieces of some work; after every so many, what is kept of freed memory is given back.
 
     Else it grows for long, though ever more slowly: pieces differ, and what one leaves fits the next not quite.

@@ -1,17 +1,20 @@
 """Small arrays of many sizes, of which no memory stays behind."""
 
-import numpy as np
+from typing import TypeVar
 
-from finetune.core.types import BoolArray, IntArray
+import numpy as np
+import numpy.typing as npt
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _KEPT = 1_024  # NumPy keeps seven freed pieces of every size below so many bytes, which would come to megabytes
 
 
-def empty_mask(count: int) -> BoolArray:
+def empty(count: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
     """np.empty [count]."""
-    return np.empty(count + -count % _KEPT, np.bool_)[:count]
+    return np.empty(count + -count % (_KEPT // np.dtype(dtype).itemsize), dtype)[:count]
 
 
-def empty_ints(count: int) -> IntArray:
-    """np.empty [count] of int32."""
-    return np.empty(count + -count % (_KEPT // 4), np.int32)[:count]
+def joined(*parts: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """np.concatenate of parts of one type."""
+    return np.concatenate(parts, out=empty(sum(map(len, parts)), parts[0].dtype.type))

@@ -11,12 +11,12 @@ from finetune.data.columns import put, release, row_array
 
 Records: TypeAlias = npt.NDArray[np.void]
 
-_PART = 1_024  # records
+_PART = 2**16  # bytes
 _MOST_PARTS = 2**14
 
 
 class Partition:
-    """Iterate to get its parts, of some _PART records each, in the order of their keys.
+    """Iterate to get its parts, of some _PART bytes each, in the order of their keys.
 
     A part keeps the order in which its records came. Its size rests on keys that are evenly spread, as hashes are, and
     different: records with one and the same key are in memory together.
@@ -24,8 +24,8 @@ class Partition:
 
     def __init__(self, windows: Callable[[], Iterable[Records]], count: int, dtype: npt.DTypeLike) -> None:
         """`windows` gives all `count` records, twice. Their first field, `key`, is [words] of uint64."""
-        self._sizes = np.zeros(min(_MOST_PARTS, count // _PART + 1), np.int64)
         self._records = row_array(count, dtype)
+        self._sizes = np.zeros(min(_MOST_PARTS, self._records.nbytes // _PART + 1), np.int64)
         for window in windows():
             self._sizes += self._counts(self._parts_of(window))
         free = np.cumsum(self._sizes) - self._sizes

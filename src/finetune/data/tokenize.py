@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.core.types import BoolArray, IntArray
-from finetune.data.buffers import empty_mask
+from finetune.data.buffers import empty, joined
 from finetune.data.rows import Example
 from finetune.data.spans import RenderedRow, render_example
 from finetune.data.templates import Template, TemplateError
@@ -67,11 +67,11 @@ def _rendered(example: Example, template: Template) -> RenderedRow:
 def _finished(ids: IntArray, mask: BoolArray, needs_eos: bool, tokenizer: TextTokenizer) -> tuple[IntArray, BoolArray]:
     """Add EOS (trained, whether or not it doubles as padding) where the text lacks one, and see to one BOS."""
     if needs_eos and tokenizer.eos_id is not None and (len(ids) == 0 or ids[-1] != tokenizer.eos_id):
-        ids = np.append(ids, np.int32(tokenizer.eos_id))
-        mask = _joined(mask, np.ones(1, np.bool_))
+        ids = joined(ids, np.array([tokenizer.eos_id], np.int32))
+        mask = joined(mask, np.ones(1, np.bool_))
     with_bos = tokenizer.with_one_bos(ids)
     added = len(with_bos) - len(ids)
-    mask = _joined(np.zeros(added, np.bool_), mask) if added > 0 else mask[-added:]
+    mask = joined(np.zeros(added, np.bool_), mask) if added > 0 else mask[-added:]
     mask[:1] = False  # nothing stands in front of the first token to predict it from
     return with_bos.astype(np.int32, copy=False), mask
 
@@ -79,7 +79,7 @@ def _finished(ids: IntArray, mask: BoolArray, needs_eos: bool, tokenizer: TextTo
 def covered(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> BoolArray:
     """For each token [n], whether its character range shares at least one character with a span."""
     starts, ends = offsets[:, 0], offsets[:, 1]
-    mask, inside, other = (empty_mask(len(offsets)) for _ in range(3))
+    mask, inside, other = (empty(len(offsets), np.bool_) for _ in range(3))
     mask[:] = False
     for start, end in spans:
         np.less(starts, end, out=inside)
@@ -87,7 +87,3 @@ def covered(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> BoolArray:
         inside &= np.greater(ends, starts, out=other)
         mask |= inside
     return mask
-
-
-def _joined(*masks: BoolArray) -> BoolArray:
-    return np.concatenate(masks, out=empty_mask(sum(map(len, masks))))

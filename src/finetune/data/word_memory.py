@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.types import IntArray
-from finetune.data.buffers import empty_ints
+from finetune.data.buffers import empty
 
 _MOST_WORDS = 50_000  # about 10 MB
 _LONGEST_WORD = 32  # characters; longer ones hardly come again
@@ -78,7 +78,7 @@ class WordMemory:
                 continue
             for word in self._words.findall(part):
                 found += self._ids.get(word) or self._new(word)
-        ids, ranges = empty_ints(len(found)), empty_ints(2 * len(found)).reshape(2, len(found))
+        ids, ranges = empty(len(found), np.int32), empty(2 * len(found), np.int32).reshape(2, len(found))
         starts, ends = ranges
         ids[:] = found
         lengths = np.take(self._lengths, ids, out=starts, mode="clip")  # which needs no copy, and clips nothing

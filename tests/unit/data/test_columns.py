@@ -38,7 +38,7 @@ def in_tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "WINDOW", 7)
     for texts in (near, doctoring, stored_rows):
         monkeypatch.setattr(texts, "TEXTS", 7)
-    monkeypatch.setattr(partition, "_PART", 7)
+    monkeypatch.setattr(partition, "_PART", 300)
 
 
 @pytest.mark.usefixtures("_place")
