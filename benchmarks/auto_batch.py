@@ -104,7 +104,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         restrict(request, before[0])
         return settle(prepared, **options)
 
-    train.settle_batch = limited  # type: ignore[assignment]
+    vars(train)["settle_batch"] = limited
     output = f"{request['output']}-{request['engine']}-{request['given']}-{request['cgroup']}"
     flags = {
         "model.name": request["model"], "model.init": "random", "model.backend": request["engine"],

@@ -95,8 +95,15 @@ async def _measured(side: Side, kind: Kind, tries: int) -> FirstTokens:
             group = await asyncio.gather(*(asking.first_token(prompt) for prompt in _take(prompts, REQUESTS)))
             together.append(median(one.seconds for one in group))
             joining.append(await asking.joining(_take(prompts, REQUESTS)))
-    middle = [median(figures) for figures in (tokens, alone, joining, together)]
-    return FirstTokens(*middle, middle[2] / middle[1], middle[3] / middle[1])
+    lone = median(alone)
+    return FirstTokens(
+        prompt_tokens=median(tokens),
+        alone=lone,
+        joining=median(joining),
+        together=median(together),
+        joining_to_alone=median(joining) / lone,
+        together_to_alone=median(together) / lone,
+    )
 
 
 def _take(prompts: Iterator[str], count: int) -> list[str]:

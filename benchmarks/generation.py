@@ -165,7 +165,7 @@ def main() -> None:
     for folder in (arguments.workload, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     make_workload(arguments.workload, None)
-    texts = prompts_of(arguments.workload, 2 * AT_ONCE)
+    texts = prompts_of(arguments.workload)[: 2 * AT_ONCE]
     runs: dict[str, list[dict[str, float]]] = {}
     load = [round(one, 2) for one in os.getloadavg()]
     with tempfile.TemporaryDirectory() as name:

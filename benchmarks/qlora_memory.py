@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("MODEL", "QUANTIZATION"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.engine, *arguments.measure, arguments.tokens)))
+        model, quantization = arguments.measure
+        print(json.dumps(measure(arguments.engine, model, quantization, arguments.tokens)))
         return
     with tempfile.TemporaryDirectory() as directory:
         write_model(Path(directory), arguments.layers)
@@ -122,7 +123,7 @@ def write_model(directory: Path, layers: int) -> None:
     shards += [
         {f"model.layers.{layer}.{name}.weight": array for name, array in shared.items()} for layer in range(layers)
     ]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_shard(directory / file, shard)

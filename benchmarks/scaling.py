@@ -56,7 +56,7 @@ def measure(workload: Path, backend: str, axis: str, value: int) -> dict[str, fl
     length = value if axis == "length" else 256
     rows_a_step = value if axis == "batch" else TOKENS_A_STEP // length
     rank = value if axis == "rank" else 8
-    config = ModelConfig(name="nano30", backend=backend)  # type: ignore[arg-type]
+    config = ModelConfig(name="nano30", backend=backend)
     steps = _steps(length, rows_a_step, rows=value if axis == "rows" else 64)
     session = choose_engine(config).open_training(
         workload / "nano30",

@@ -67,13 +67,13 @@ def write_adapters(model: Path, folder: Path) -> None:
 
 
 @contextmanager
-def ours(model: Path, adapters: Path) -> Iterator[Side]:
+def ours(backend: str, model: Path, adapters: Path) -> Iterator[Side]:
     """`ft serve` with all adapters in memory."""
     named = [f"--adapter={name}={adapters / 'peft' / name}" for name in ADAPTERS]
     port = free_port()
-    command = ["-m", "finetune", "serve", str(model), "--backend", "mlx", "--port", str(port), *named]
+    command = ["-m", "finetune", "serve", str(model), "--backend", backend, "--port", str(port), *named]
     fields = {name: {"model": name} for name in ADAPTERS}
-    with started("ft serve", command, port, fields) as side:
+    with started(f"ft serve, {backend}", command, port, fields) as side:
         yield side
 
 

@@ -1,10 +1,11 @@
-"""Requests at once over several adapters: `ft serve` against `mlx_lm.server`, in turn, with the same BLAS.
+"""Requests at once over several adapters: `ft serve` on both engines against `mlx_lm.server`, in turn.
 
     python -m benchmarks.serving --workload DIR --rounds 3
 
-`mlx_lm.server` has one adapter in memory and loads the model again to change it. Both sides get the same prompts,
-greedy decoding and the same number of tokens; what is counted are the tokens that came back. Then the time to the
-first token (`first_token.py`): of a request alone, of one that joins three others, of four in the same moment.
+`mlx_lm.server` has one adapter in memory and loads the model again to change it; it and the MLX engine have the same
+BLAS. All sides get the same prompts, greedy decoding and the same number of tokens; what is counted are the tokens that
+came back. Then the time to the first token (`first_token.py`): of a request alone, of one that joins three others, of
+four in the same moment.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +31,7 @@ from benchmarks.workload import make_workload
 
 HERE = Path(__file__).resolve().parent
 AT_ONCE = 16
+PEER = "mlx_lm.server"
 TOKENS = 64  # of each answer
 
 
@@ -87,7 +90,7 @@ def measure(side: Side, prompts: Sequence[str], kinds: Sequence[Kind], tries: in
 
 def answered_kinds(model: Path, adapters: Path, texts: Sequence[str], tries: int) -> list[Kind]:
     """Prompts for the time to the first token, the same for both sides."""
-    with ours(model, adapters) as side:
+    with ours("pytorch", model, adapters) as side:
         candidates = first_token.kinds_of(texts, tries)
         return [asyncio.run(first_token.answered(side, kind, tries)) for kind in candidates]
 
@@ -95,12 +98,14 @@ def answered_kinds(model: Path, adapters: Path, texts: Sequence[str], tries: int
 def summary(runs: dict[str, list[Figures]]) -> dict[str, Any]:
     """Medians of each side, and how they compare."""
     middle = {side: _medians([asdict(run) for run in figures]) for side, figures in runs.items()}
-    our, their = middle["ft serve"], middle["mlx_lm.server"]
-    ratios = {}
-    for name in ("four_adapters", "one_adapter"):
-        ratios[f"ratio_{name}"] = round(our[name]["rate"] / their[name]["rate"], 2)
-        ratios[f"ratio_{name}_cpu"] = round(their[name]["cpu"] / our[name]["cpu"], 2)
-    return {"median": middle, **ratios}
+    their = middle[PEER]
+    ratios: dict[str, dict[str, float]] = {}
+    for side, our in middle.items():
+        if side != PEER:
+            for name in ("four_adapters", "one_adapter"):
+                ratios.setdefault(side, {})[name] = round(our[name]["rate"] / their[name]["rate"], 2)
+                ratios[side][f"{name}_cpu"] = round(their[name]["cpu"] / our[name]["cpu"], 2)
+    return {"median": middle, "ratios": ratios}
 
 
 def _medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def main() -> None:
         write_adapters(model, Path(folder))
         kinds = answered_kinds(model, Path(folder), prompts[3 * AT_ONCE :], arguments.tries)
         for number in range(arguments.rounds):
-            for start in (ours, theirs):
+            for start in (partial(ours, "mlx"), partial(ours, "pytorch"), theirs):
                 with start(model, Path(folder)) as side:
                     figures = measure(side, prompts, kinds, arguments.tries)
                 runs.setdefault(side.name, []).append(figures)

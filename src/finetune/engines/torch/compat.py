@@ -6,12 +6,14 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -21,6 +23,7 @@ from finetune.core.errors import ModelError
 _STORED_BUFFERS = (r"\.attn\.bias$", r"\.attn\.masked_bias$", r"rotary_emb\.inv_freq$")
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
+_X86 = {"x86_64", "AMD64"}
 
 
 def versions() -> dict[str, str]:
@@ -115,9 +118,36 @@ def fix_order_of_sums(device: torch.device) -> None:
 
 
 def _cpu_has_bfloat16() -> bool:
-    if platform.machine() not in {"x86_64", "AMD64"}:
+    if platform.machine() not in _X86:
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether products with weights in oneDNN's order are there in this type, and right."""
+    known = dtype == torch.float32 or (dtype == torch.bfloat16 and _cpu_has_bfloat16())
+    if not known or platform.machine() not in _X86 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    x, weight, bias = (torch.arange(float(rows * 32)).remainder(7).view(rows, 32) for rows in (3, 8, 1))
+    x, weight, bias = x.to(dtype), weight.to(dtype), bias[0, :8].to(dtype)
+    try:
+        found = onednn_product(x, in_onednn_order(weight), bias)
+    except (AttributeError, RuntimeError):  # private names of one release
+        return False
+    return torch.allclose(found, torch.nn.functional.linear(x, weight, bias), rtol=0.01)
+
+
+def in_onednn_order(weight: Tensor) -> Tensor:
+    """W [out, in] in the order in which oneDNN multiplies it, which is the same for all numbers of rows."""
+    ordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return ordered
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias of x [N, in] and what `in_onednn_order` made of W. It has no gradient."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 def cpu_capability() -> str:

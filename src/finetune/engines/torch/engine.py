@@ -16,6 +16,7 @@ from finetune.engines.torch.inference import TorchInferenceSession
 from finetune.engines.torch.loading import load_base, open_unread
 from finetune.engines.torch.lora import linear_paths
 from finetune.engines.torch.merge import merge_adapter
+from finetune.engines.torch.ordered import in_order
 from finetune.engines.torch.quantize import quantization_problems
 from finetune.engines.torch.train import TorchTrainSession
 from finetune.engines.torch.trainable import FullTrainable, LoraTrainable, Trainable
@@ -83,7 +84,7 @@ class TorchEngine:
         self, model: Path, *, model_config: ModelConfig, adapters: Mapping[str, Path]
     ) -> InferenceSession:
         with device.explained_memory():
-            return TorchInferenceSession(load_base(model, model_config), adapters)
+            return TorchInferenceSession(in_order(load_base(model, model_config)), adapters)
 
     def module_paths(self, model: Path) -> Mapping[str, str]:
         opened, _, _ = open_unread(model)

@@ -4,8 +4,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from finetune.engines.torch.ordered import OrderedLinear
 from finetune.engines.torch.quantize import QuantizedLinear
 
 
@@ -14,6 +16,10 @@ class FrozenWeight(Protocol):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """W [out, in]. Made anew on each call where it is stored in another form, so that nothing dense is kept."""
+        ...
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias of x [N, in]: [N, out]. Without a gradient of its own."""
         ...
 
 
@@ -26,6 +32,9 @@ class DenseWeight:
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self._weight.detach().to(dtype)
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, self.dense(x.dtype), bias)
+
 
 class TransposedWeight:
     """The weight of GPT-2's `Conv1D`, which is stored [in, out]."""
@@ -37,10 +46,13 @@ class TransposedWeight:
         stored: Tensor = self._weight.detach().to(dtype)
         return stored.T
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, self.dense(x.dtype), bias)
+
 
 def frozen_weight(module: nn.Module) -> FrozenWeight:
     """How the matrix of a linear module is read."""
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, QuantizedLinear | OrderedLinear):
         return module
     if isinstance(module, Conv1D):
         return TransposedWeight(module)
@@ -53,6 +65,6 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
     """(in, out) of a linear module; None for any other."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Linear | QuantizedLinear):
+    if isinstance(module, nn.Linear | QuantizedLinear | OrderedLinear):
         return module.in_features, module.out_features
     return None

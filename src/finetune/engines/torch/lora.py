@@ -128,7 +128,7 @@ class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, fixed: Fixed) -> Tensor:
         """x [N, in] -> [N, out]."""
-        y = linear(x, fixed.weight.dense(x.dtype), fixed.bias)
+        y = fixed.weight.product(x, fixed.bias)
         low = linear(x if fixed.mask is None else fixed.mask.applied(x), a.to(x.dtype))
         ctx.save_for_backward(x, low, a, b)
         ctx.fixed = fixed

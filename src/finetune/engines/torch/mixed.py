@@ -51,7 +51,7 @@ class MixedUpdates:
             plain: Tensor = layer.base(x)
             return plain
         bias = layer.bias
-        y = linear(x, layer.weight.dense(x.dtype), bias if stack.excess is None else None)
+        y = layer.weight.product(x, bias if stack.excess is None else None)
         low = linear(x, stack.a)
         share = self._share(stack.ranks, x)
         y.addmm_(low if share is None else low.mul_(share), stack.b)

@@ -87,6 +87,10 @@ class QuantizedLinear(nn.Module):
         """W [out, in]."""
         return self.matrix.dense(dtype)
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias of x [N, in]: [N, out]."""
+        return linear(x, self.dense(x.dtype), bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
         y: Tensor = _FrozenProduct.apply(x, self.matrix)  # type: ignore[no-untyped-call]

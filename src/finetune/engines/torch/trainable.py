@@ -22,6 +22,7 @@ from finetune.engines.torch.adapters import make_adaptable, read_for
 from finetune.engines.torch.loading import BaseModel, checked_places, stored_weights
 from finetune.engines.torch.lora import LoraWeights, linear_paths
 from finetune.engines.torch.masters import Masters
+from finetune.engines.torch.ordered import OrderedLinear
 from finetune.engines.torch.quantize import QuantizedLinear, is_quantized
 from finetune.engines.torch.reading import read_tensor
 from finetune.engines.torch.saving import write_model
@@ -201,7 +202,9 @@ def _matrices(model: nn.Module) -> frozenset[str]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Scalars of the model, a weight that two modules share once; a quantised matrix counts as what it stands for."""
-    packed = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    """Scalars of the model, a weight that two modules share once; a matrix that is stored otherwise counts as what it
+    stands for.
+    """
+    packed = [module for module in model.modules() if isinstance(module, QuantizedLinear | OrderedLinear)]
     dense = sum(parameter.numel() for parameter in model.parameters())
     return dense + sum(module.in_features * module.out_features for module in packed)
