@@ -99,7 +99,7 @@ class RowBatch(Protocol[Cache]):
         ...
 
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choices:
-        """Start choosing the next tokens of all rows.
+        """Start choosing the next tokens of all rows but new ones that wait for others to read their prompts.
 
         `numbers` counts each row's tokens from 0; `allowed` [V] is given for the rows with a constraint.
         """
@@ -112,6 +112,11 @@ class RowBatch(Protocol[Cache]):
     def size(self, cache: Cache) -> CacheSize:
         """What keeping a cache costs."""
         ...
+
+
+def of_places(allowed: Mapping[int, BoolArray], places: Sequence[int]) -> dict[int, BoolArray]:
+    """What is allowed to the rows at these places, by the order of the places."""
+    return {number: allowed[place] for number, place in enumerate(places) if place in allowed}
 
 
 @dataclass(slots=True, eq=False)

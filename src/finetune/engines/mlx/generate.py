@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines.base import Generator
-from finetune.engines.continuous import CacheSize, ContinuousGenerator
+from finetune.engines.continuous import CacheSize, ContinuousGenerator, of_places
 from finetune.engines.mlx import compat
 from finetune.engines.mlx.device import explained_memory
 from finetune.engines.mlx.ragged import LayerCache, RowLengths
@@ -256,11 +256,6 @@ class MLXRows:
             self._token_bytes = size // max(1, cache.length)
         whole = all(window is None or cache.length < window for window in self._windows)
         return CacheSize(size, 0 if whole else cache.length)
-
-
-def of_places(allowed: Mapping[int, BoolArray], places: Sequence[int]) -> dict[int, BoolArray]:
-    """What is allowed to the rows at these places, by the order of the places."""
-    return {number: allowed[place] for number, place in enumerate(places) if place in allowed}
 
 
 def side_by_side(caches: Sequence[RowCache]) -> Iterator[list[RowCache]]:

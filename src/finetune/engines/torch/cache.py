@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 SMALLEST_SHARED = 256  # tokens; shorter rows gain nothing from a cache of their own
+_SHARED_SLOTS = 8  # at first: the system gives memory to those that are written
 
 
 class LayerValues(NamedTuple):
@@ -39,10 +39,10 @@ class CachedRow:
 class Cache:
     """Keys and values of several rows for all layers, each [slots, G, capacity, D]."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, slots: int = 1) -> None:
         self.capacity = capacity
         self.rows: list[CachedRow] = []
-        self._slots = 1
+        self._slots = slots
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -53,12 +53,11 @@ class Cache:
     def layer(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, made on the first call with the heads, width and type of [G, n, D]."""
         if number not in self._layers:
-            self._layers[number] = (self._zeros(keys), self._zeros(values))
+            self._layers[number] = (self._empty(keys), self._empty(values))
         return self._layers[number]
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        """What memory happens to hold could be NaN, which a weight of zero does not hide."""
-        return like.new_zeros(self._slots, like.shape[0], self.capacity, like.shape[2])
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_empty(self._slots, like.shape[0], self.capacity, like.shape[2])
 
     def read(self, slot: int, length: int) -> Iterator[LayerValues]:
         """Views of the first tokens of a row."""
@@ -75,15 +74,20 @@ class Cache:
         return row
 
     def _write(self, slot: int, layers: Iterable[LayerValues]) -> None:
+        """Behind a row come zeros where longer ones lie beside it: a weight of zero does not hide a NaN."""
         for number, key, value in layers:
-            keys, values = self.layer(number, key, value)
-            keys[slot, :, : key.shape[1]] = key
-            values[slot, :, : value.shape[1]] = value
+            for whole, part in zip(self.layer(number, key, value), (key, value), strict=True):
+                whole[slot, :, : part.shape[1]] = part
+                if self._slots > 1:
+                    whole[slot, :, part.shape[1] :] = 0
 
     def _double(self) -> None:
+        before = self._slots
         self._slots *= 2
         for number, pair in self._layers.items():
-            keys, values = (torch.cat([tensor, torch.zeros_like(tensor)]) for tensor in pair)
+            keys, values = (self._empty(tensor[0]) for tensor in pair)
+            for larger, tensor in zip((keys, values), pair, strict=True):
+                larger[:before] = tensor
             self._layers[number] = (keys, values)
 
     def release(self, row: CachedRow) -> None:
@@ -119,7 +123,7 @@ class SharedCaches:
     def insert(self, row: CachedRow) -> CachedRow:
         """A copy of the row among those of its length, with room for one more token."""
         capacity = max(SMALLEST_SHARED, 1 << row.length.bit_length())
-        return self._caches.setdefault(capacity, Cache(capacity)).insert(row.layers(), row.length)
+        return self._caches.setdefault(capacity, Cache(capacity, _SHARED_SLOTS)).insert(row.layers(), row.length)
 
     def with_room(self, row: CachedRow) -> CachedRow:
         """A row of these caches, moved where it has outgrown its own: one more token fits."""

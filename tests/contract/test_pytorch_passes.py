@@ -1,0 +1,72 @@
+"""Which tokens the PyTorch engine reads in which pass, on the CPU. What comes out is every engine's contract."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.engines import open_inference
+from tests.support.tiny_models import VOCABULARY
+
+from finetune.core.types import GenerationRequest
+from finetune.engines.base import Generator
+from finetune.engines.torch.engine import TorchEngine
+from finetune.engines.torch.generate import TorchRows
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU reads all prompts in one pass")
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    """Tokens that differ from those of other seeds from the first one on."""
+    return tuple((seed * 31 + place * place) % (VOCABULARY - 5) + 5 for place in range(length))
+
+
+@pytest.fixture
+def generator(llama: Path) -> Generator:
+    """One that has answered before: it knows what a token's keys and values take."""
+    found = open_inference(TorchEngine(), llama).generator()
+    found.add(GenerationRequest(prompt(5, seed=90), 1))
+    while found.busy:
+        found.step()
+    return found
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> list[int]:
+    """Tokens of each pass from now on."""
+    tokens, run = list[int](), TorchRows._run
+
+    def counted(self: TorchRows, step: object) -> object:
+        tokens.append(len(step.tokens))  # type: ignore[attr-defined]
+        return run(self, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TorchRows, "_run", counted)
+    return tokens
+
+
+def test_long_prompts_that_come_together_are_read_one_after_the_other(generator: Generator, passes: list[int]) -> None:
+    numbers = [generator.add(GenerationRequest(prompt(length, seed=length), 9)) for length in (120, 100, 110)]
+    short, middle = numbers[1:]
+    assert [{event.request for event in generator.step()} for _ in range(3)] == [{short}, {short, middle}, set(numbers)]
+    assert passes == [100, 110 + 1, 120 + 2]  # rows that decode go on meanwhile
+
+
+def test_short_prompts_that_come_together_are_read_in_one_pass(generator: Generator, passes: list[int]) -> None:
+    numbers = {generator.add(GenerationRequest(prompt(20 + row, seed=row), 9)) for row in range(4)}
+    assert {event.request for event in generator.step()} == numbers
+    assert passes == [20 + 21 + 22 + 23]
+
+
+def test_a_short_beginning_that_nobody_has_read_costs_no_pass(generator: Generator, passes: list[int]) -> None:
+    head = prompt(10, seed=1)
+    for row in range(3):
+        generator.add(GenerationRequest((*head, *prompt(12, seed=2 + row)), 9))
+    generator.step()
+    assert passes == [3 * 22]
+
+
+def test_a_long_beginning_is_read_once(generator: Generator, passes: list[int]) -> None:
+    head = prompt(40, seed=1)
+    for row in range(3):
+        generator.add(GenerationRequest((*head, *prompt(12, seed=2 + row)), 9))
+    generator.step()
+    assert passes == [51, 1 + 12 + 12]  # the first prompt up to its last token, then what is left of all
