@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import DataError
+from finetune.core.machine import tidied
 from finetune.core.paths import cache_directory
 from finetune.core.types import BoolArray
 
@@ -67,9 +68,10 @@ def release(*arrays: npt.NDArray[Any]) -> None:
             base.obj.madvise(mmap.MADV_DONTNEED)
 
 
-def windows(count: int) -> Iterator[slice]:
-    """The rows 0 to `count` in pieces."""
-    return (slice(start, min(start + WINDOW, count)) for start in range(0, count, WINDOW))
+def windows(count: int, size: int | None = None) -> Iterator[slice]:
+    """The rows 0 to `count` in pieces of `size`; None: WINDOW."""
+    size = size or WINDOW
+    return tidied(slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def pieces_of(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

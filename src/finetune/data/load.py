@@ -6,7 +6,6 @@ another, it goes through again with that one.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from finetune.config.schema import DataFile
 from finetune.core.errors import DataError, UsageError
-from finetune.core.machine import allow_open_files, return_freed_memory, usable_cores
+from finetune.core.machine import allow_open_files, return_freed_memory, tidied, usable_cores
 from finetune.data import parsers
 from finetune.data.blocks import Block, is_zipped
 from finetune.data.checks import check_error_rate
@@ -29,7 +28,7 @@ from finetune.data.readers import Chunk, SourceFile, data_files, open_path, suff
 from finetune.data.rows import Origin, Problem
 from finetune.data.token_cache import TokenCache, key_of, token_cache
 from finetune.data.token_store import FILES_OF_ENTRY, MemoryWriter, StoreWriter, TokenStore, token_type
-from finetune.data.workers import Processing, here, processing
+from finetune.data.workers import Processing, processing
 
 LARGE = 8 * 2**20  # bytes of data from which processes and the cache pay: about three seconds of work
 _GZIP_FACTOR = 4  # what gzip makes of text, about
@@ -39,27 +38,24 @@ _OTHER_FILES = 128  # that a process may need besides
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """How rows are worked on, and where they are kept. `cache` None: in memory."""
+    """How many processes work on rows, and where they are kept. `cache` None: in memory."""
 
-    process: Processing
+    processes: int
     cache: TokenCache | None
 
 
-@contextmanager
-def means_for(paths: Sequence[str]) -> Iterator[Means]:
+def means_for(paths: Sequence[str]) -> Means:
     """What suits the size of these files and directories. Raises DataError where one is missing, UsageError."""
     files = [file for path in paths for file in data_files(Path(path).expanduser())]
     size = sum(file.stat().st_size * (_GZIP_FACTOR if is_zipped(file) else 1) for file in files)
     if size < LARGE:
-        yield Means(here, None)
-        return
+        return Means(1, None)
     if not allow_open_files(len(files) * FILES_OF_ENTRY + _OTHER_FILES):
         raise UsageError(
             f"{len(files):,} data files need {FILES_OF_ENTRY} open files each, more than this system allows. "
             f"Allow more (`ulimit -n {len(files) * FILES_OF_ENTRY + 2 * _OTHER_FILES}`), or join files."
         )
-    with processing(_processes()) as process:
-        yield Means(process, token_cache())
+    return Means(_processes(), token_cache())
 
 
 def _processes() -> int:
@@ -139,11 +135,13 @@ def load(
     than the rate allows (None: any).
     """
     files = []
-    for source, weight in sources:
-        file = _load_file(source, weight, columns, encoder, means)
-        if max_error_rate is not None:
-            check_error_rate(str(source.path), file.problems, file.rows, max_error_rate)
-        files.append(file)
+    with processing(means.processes) as process:
+        for source, weight in sources:
+            store, facts = _stored(source, columns, encoder, process, means.cache)
+            file = _loaded_file(source, weight, store, facts)
+            if max_error_rate is not None:
+                check_error_rate(str(source.path), file.problems, file.rows, max_error_rate)
+            files.append(file)
     return LoadedData(files)
 
 
@@ -152,10 +150,7 @@ def first_kinds(sources: Sequence[tuple[SourceFile, float]], columns: Mapping[st
     return RowKinds.of(_first_chunk(source, columns)[1] for source, _ in sources)
 
 
-def _load_file(
-    source: SourceFile, weight: float, columns: Mapping[str, str], encoder: Encoder | None, means: Means
-) -> LoadedFile:
-    store, facts = _stored(source, columns, encoder, means)
+def _loaded_file(source: SourceFile, weight: float, store: TokenStore, facts: _Facts) -> LoadedFile:
     assert facts.shape is not None
     problems = tuple(Problem(Origin(source.path.name, fault.at), fault.reason) for fault in facts.problems)
     refused = {fault.at: fault.reason for fault in facts.refused}
@@ -163,10 +158,14 @@ def _load_file(
 
 
 def _stored(
-    source: SourceFile, columns: Mapping[str, str], encoder: Encoder | None, means: Means
+    source: SourceFile,
+    columns: Mapping[str, str],
+    encoder: Encoder | None,
+    process: Processing,
+    cache: TokenCache | None,
 ) -> tuple[TokenStore, _Facts]:
     """The rows, from the cache where they are in it."""
-    cache, key = means.cache, cache_key(source, columns, encoder)
+    key = cache_key(source, columns, encoder)
     found = None if cache is None else cache.find(key)
     if found is not None:
         return found.store, _Facts.from_json(found.facts)
@@ -174,12 +173,12 @@ def _stored(
     while True:
         if cache is None:
             memory = MemoryWriter()
-            facts = _read(source, Reading(source.path, columns, shape), encoder, means.process, memory)
+            facts = _read(source, Reading(source.path, columns, shape), encoder, process, memory)
             if facts.shape is not None and facts.shape.name == shape:
                 return memory.finish(), facts
         else:
             with cache.writing(key) as unfinished:
-                facts = _read(source, Reading(source.path, columns, shape), encoder, means.process, unfinished.writer)
+                facts = _read(source, Reading(source.path, columns, shape), encoder, process, unfinished.writer)
                 if facts.shape is not None and facts.shape.name == shape:
                     entry = unfinished.publish(np.dtype(ids_type(encoder)).str, facts.as_json())
                     return_freed_memory()  # that of chunks, before the account of the rows takes its own
@@ -229,7 +228,7 @@ def _read(
     unknown_labels: list[RowFault] = []
     places, reasons = 0, dict[str, str]()
     progress = _Going(source)
-    for found in process(progress.through(), reading, encoder):
+    for found in tidied(process(progress.through(), reading, encoder)):
         if reading.shape is not None and (found.broken.count or (found.unknown_labels and encoder)):
             # The file will be refused. What else is wrong with it is found sooner without tokenising the rest.
             shape = None if found.broken.count else reading.shape

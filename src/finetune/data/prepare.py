@@ -214,14 +214,14 @@ def prepare_evaluation(
 
 def _with_means(files: Sequence[DataFile], work: Callable[[Means], T]) -> T:
     """The result of `work`. Entries of the cache that turn out to be damaged are made again, once."""
-    with means_for([file.path for file in files]) as means:
-        try:
-            return work(means)
-        except DamagedStoreError as error:
-            if means.cache is None:
-                raise
-            means.cache.remove(error.store)
-            return work(means)
+    means = means_for([file.path for file in files])
+    try:
+        return work(means)
+    except DamagedStoreError as error:
+        if means.cache is None:
+            raise
+        means.cache.remove(error.store)
+        return work(means)
 
 
 def _split(chosen: Selection, config: DataConfig, seed: int) -> _Sides:

@@ -71,7 +71,7 @@ class _Strata:
     def of(cls, pieces: Iterable[Records], share: float) -> "_Strata":
         groups, rows = dict[int, int](), dict[int, int]()
         for piece in pieces:
-            for labels in np.unique(piece["labels"]).tolist():
+            for labels in np.flatnonzero(np.bincount(piece["labels"])).tolist():
                 members = piece["rows"][piece["labels"] == labels]
                 groups[labels] = groups.get(labels, 0) + len(members)
                 rows[labels] = rows.get(labels, 0) + int(members.sum())
@@ -90,7 +90,8 @@ def _taken(groups: Iterable[Records], strata: _Strata) -> Iterator[int]:
     for piece in groups:
         if not any(strata.room.values()):
             return
-        for _, number, rows, labels in piece.tolist():
+        columns = (piece[name].tolist() for name in ("number", "rows", "labels"))
+        for number, rows, labels in zip(*columns, strict=True):
             if strata.takes(labels, rows):
                 yield number
 

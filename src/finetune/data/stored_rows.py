@@ -7,14 +7,14 @@ from typing import overload
 import numpy as np
 
 from finetune.core.types import BoolArray, IntArray
-from finetune.data.columns import Positions, release, stored, windows
+from finetune.data.columns import TEXTS, Positions, release, stored, windows
 from finetune.data.groups import Keyed, keyed
 from finetune.data.loaded import LoadedData
 from finetune.data.partition import Records
 from finetune.data.rows import EncodedRow
 
 _READS = 64  # rows between which the memory of their positions is given back: 64 KB each, as the system maps files
-_READ = 2**16  # tokens that are read at once
+_READ = 2**14  # tokens that are read at once
 
 
 class StoredRows(Sequence[EncodedRow]):
@@ -53,7 +53,7 @@ class StoredRows(Sequence[EncodedRow]):
 
     def tokens(self) -> Iterator[tuple[IntArray, BoolArray]]:
         """Ids and masks of all rows in turn, cut. Raises DamagedStoreError."""
-        for window in windows(len(self)):
+        for window in windows(len(self), TEXTS):
             for file, places in self.loaded.by_file(self.positions[window]):
                 records = file.store.records(places)
                 for near in np.split(records, np.flatnonzero(np.diff(records["start"] // _READ)) + 1):

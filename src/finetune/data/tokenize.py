@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.core.types import BoolArray, IntArray
+from finetune.data.buffers import empty, joined
 from finetune.data.rows import Example
 from finetune.data.spans import RenderedRow, render_example
 from finetune.data.templates import Template, TemplateError
 from finetune.data.tokenizer import TextTokenizer
 
 _NOTHING: IntArray = np.empty(0, np.int32)
-# NumPy keeps seven freed pieces of every size below so many bytes: masks of all lengths would come to megabytes.
-_UNCACHED = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +67,20 @@ def _rendered(example: Example, template: Template) -> RenderedRow:
 def _finished(ids: IntArray, mask: BoolArray, needs_eos: bool, tokenizer: TextTokenizer) -> tuple[IntArray, BoolArray]:
     """Add EOS (trained, whether or not it doubles as padding) where the text lacks one, and see to one BOS."""
     if needs_eos and tokenizer.eos_id is not None and (len(ids) == 0 or ids[-1] != tokenizer.eos_id):
-        ids = np.append(ids, np.int32(tokenizer.eos_id))
-        mask = np.append(mask, True)
+        ids = joined(ids, np.array([tokenizer.eos_id], np.int32))
+        mask = joined(mask, np.ones(1, np.bool_))
     with_bos = tokenizer.with_one_bos(ids)
     added = len(with_bos) - len(ids)
-    mask = np.concatenate([np.zeros(added, np.bool_), mask]) if added > 0 else mask[-added:]
+    mask = joined(np.zeros(added, np.bool_), mask) if added > 0 else mask[-added:]
     mask[:1] = False  # nothing stands in front of the first token to predict it from
-    return with_bos.astype(np.int32), mask
+    return with_bos.astype(np.int32, copy=False), mask
 
 
 def covered(offsets: IntArray, spans: Sequence[tuple[int, int]]) -> BoolArray:
     """For each token [n], whether its character range shares at least one character with a span."""
     starts, ends = offsets[:, 0], offsets[:, 1]
-    size = len(offsets) + -len(offsets) % _UNCACHED
-    mask = np.zeros(size, np.bool_)[: len(offsets)]
-    inside, other = np.empty((2, size), np.bool_)[:, : len(offsets)]
+    mask, inside, other = (empty(len(offsets), np.bool_) for _ in range(3))
+    mask[:] = False
     for start, end in spans:
         np.less(starts, end, out=inside)
         inside &= np.greater(ends, start, out=other)

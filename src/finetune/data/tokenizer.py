@@ -17,6 +17,7 @@ import numpy as np
 from finetune.core.errors import ModelError
 from finetune.core.files import read_json
 from finetune.core.types import IntArray
+from finetune.data.buffers import joined
 from finetune.data.sentencepiece_bpe import open_sentencepiece_bpe
 from finetune.data.word_memory import WordMemory
 
@@ -87,7 +88,7 @@ class TextTokenizer:
         if leading > 1 and self.bos_id != self.eos_id:
             return ids[leading - 1 :]
         if leading == 0 and self.adds_bos:
-            return np.concatenate([np.array([self.bos_id], np.int32), ids])
+            return joined(np.array([self.bos_id], np.int32), ids)
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.core.types import IntArray
+from finetune.data.buffers import empty
 
 _MOST_WORDS = 50_000  # about 10 MB
 _LONGEST_WORD = 32  # characters; longer ones hardly come again
@@ -77,11 +78,15 @@ class WordMemory:
                 continue
             for word in self._words.findall(part):
                 found += self._ids.get(word) or self._new(word)
-        ids = np.array(found, np.int32)
-        ends = np.cumsum(self._lengths[ids], dtype=np.int32)
+        ids, ranges = empty(len(found), np.int32), empty(2 * len(found), np.int32).reshape(2, len(found))
+        starts, ends = ranges
+        ids[:] = found
+        lengths = np.take(self._lengths, ids, out=starts, mode="clip")  # which needs no copy, and clips nothing
+        np.cumsum(lengths, out=ends)
         if (int(ends[-1]) if len(ends) else 0) != len(text):  # a byte that the vocabulary lacks
             return None
-        return ids, np.stack([ends - self._lengths[ids], ends], axis=1)
+        np.subtract(ends, lengths, out=starts)
+        return ids, ranges.T
 
     def _new(self, word: str) -> tuple[int, ...]:
         ids = tuple(self._backend.encode(word, add_special_tokens=False).ids)

@@ -6,6 +6,7 @@ and gives back its arrays; the results come in the order of the chunks, whatever
 A worker ends when its standard input does, so none outlives the process that started it, however that ends.
 """
 
+import contextlib
 import os
 import pickle
 import queue
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
 from finetune.core.errors import DataError, FinetuneError
+from finetune.core.machine import tidied
 from finetune.data.encoding import Encoder, ReadChunk, Reading, read_chunk
 from finetune.data.readers import Chunk
 
@@ -143,13 +145,10 @@ def serve() -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever a library prints is no result
     encoder: Encoder | None = None
-    while True:
-        try:
-            chunk, reading, news = _receive(source)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        for chunk, reading, news in tidied(iter(lambda: _receive(source), None)):
             encoder = encoder if news is None else news.encoder
             _send(target, _result(chunk, reading, encoder))
-        except (EOFError, BrokenPipeError):
-            return
 
 
 def _result(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk | Exception:

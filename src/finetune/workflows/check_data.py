@@ -63,9 +63,9 @@ def check_data(
 
 
 def _examples(path: str, columns: Mapping[str, str]) -> LoadedExamples:
-    with means_for([path]) as means:
-        sources = open_files([DataFile(path=path)])
-        loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=ANY_RATE)
+    means = means_for([path])
+    sources = open_files([DataFile(path=path)])
+    loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=ANY_RATE)
     return LoadedExamples(loaded, columns)
 
 

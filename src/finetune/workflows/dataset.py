@@ -51,16 +51,16 @@ def dataset_info(path: str, *, columns: Columns, model: str | None = None, templ
     in tokens are there too.
     """
     source = None if model is None else resolve_model(model, weights=False)
-    with means_for([path]) as means:
-        if source is None:
-            loaded = load(
-                open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
-            )
-            tokens, context = None, None
-        else:
-            loaded, chosen = _in_tokens(path, source, template, columns, means)
-            context = source.context_length
-            tokens = _token_lengths(loaded, chosen, context)
+    means = means_for([path])
+    if source is None:
+        loaded = load(
+            open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
+        )
+        tokens, context = None, None
+    else:
+        loaded, chosen = _in_tokens(path, source, template, columns, means)
+        context = source.context_length
+        tokens = _token_lengths(loaded, chosen, context)
     wanted = WantedRows.of(loaded, include_undesirable=False, keep_duplicates=False)
     fates = wanted.fates(context or _UNLIMITED, drop_long=False, tokens=source is not None)
     return DatasetInfo(_info(path, loaded, Survey.of(wanted), tokens), RowListing([fates]))
@@ -184,10 +184,8 @@ def inspect_dataset(
     path: str, *, model: str, template: str | None, columns: Columns, rows: int, train_on_prompt: bool = False
 ) -> Inspection:
     """The first `rows` usable rows, rendered and tokenised for `model` (weights are not needed)."""
-    with means_for([path]) as means:
-        loaded = load(
-            open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None
-        )
+    means = means_for([path])
+    loaded = load(open_files([DataFile(path=path)]), columns=columns, encoder=None, means=means, max_error_rate=None)
     if not len(loaded):
         raise DataError(f"{path}: there is no row to show: {loaded.problems[0]}")
     source = resolve_model(model, weights=False)
@@ -248,9 +246,9 @@ def prepare_dataset(
     for target in [output, held_out_path] if split else [output]:
         if target.exists():
             raise UsageError(f"--output: {target} exists already. Choose another name, or delete it first.")
-    with means_for([path]) as means:
-        sources = open_files([DataFile(path=path)])
-        loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=max_error_rate)
+    means = means_for([path])
+    sources = open_files([DataFile(path=path)])
+    loaded = load(sources, columns=columns, encoder=None, means=means, max_error_rate=max_error_rate)
     back = loaded.by_digest("row").steps_back()
     first = StoredRows(loaded, where(back, lambda steps: steps == 0), _UNLIMITED)
     train, held_out = (at(first.positions, rows) for rows in split_rows(first.by_request(), share=split, seed=seed))

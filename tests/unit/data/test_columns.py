@@ -14,7 +14,7 @@ from tests.unit.data.test_large_data import DEMO
 
 from finetune.config.schema import DataConfig
 from finetune.core.errors import DataError
-from finetune.data import columns, doctoring, near, partition, token_store
+from finetune.data import columns, doctoring, near, partition, stored_rows, token_store
 from finetune.data.columns import at, pieces_of, release, row_array, shuffled, stored, where
 from finetune.data.partition import Partition
 from finetune.data.prepare import prepare_data
@@ -34,10 +34,11 @@ def _place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def in_tiny_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is large: seven rows at once, and no array in memory."""
     monkeypatch.setattr(columns, "_IN_MEMORY", 0)
-    for module in (columns, partition, token_store):
+    for module in (columns, token_store):
         monkeypatch.setattr(module, "WINDOW", 7)
-    for texts in (near, doctoring):
+    for texts in (near, doctoring, stored_rows):
         monkeypatch.setattr(texts, "TEXTS", 7)
+    monkeypatch.setattr(partition, "_PART", 300)
 
 
 @pytest.mark.usefixtures("_place")
