@@ -230,10 +230,12 @@ class ContinuousGenerator(Generic[Cache]):
             self._reading.append(row)
 
     def _read_prompts(self) -> None:
-        first = True
-        while self._reading and self._unspent > 0:
-            index, tokens = next_share([row.unread for row in self._reading], self._unspent, first=first)
-            self._unspent, first = self._unspent - self._read(self._reading[index], tokens), False
+        left, slack, first = self._unspent, decoding.PREFILL_TOKENS // 8, True
+        while self._reading and left > slack:
+            index, tokens = next_share([row.unread for row in self._reading], left, slack, first=first)
+            left, first = left - self._read(self._reading[index], tokens), False
+        if any(row.scheduled for row in self._decoding):  # else nobody is held up
+            self._unspent = left
 
     def _read(self, row: _Row[Cache], tokens: int) -> int:
         """Read up to so many tokens of a prompt, and join the batch after the last; how many were read."""

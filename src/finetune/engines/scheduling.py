@@ -45,13 +45,19 @@ def fits(request: GenerationRequest, active: Sequence[GenerationRequest], limits
     return rows <= limits.rows and rows * longest <= limits.cache_tokens
 
 
-def next_share(remaining: Sequence[int], budget: int, *, first: bool) -> Share:
+def next_share(remaining: Sequence[int], budget: int, slack: int, *, first: bool) -> Share:
     """Whose prompt is read next, of unread lengths in the order of arrival, with `budget` tokens left in the step.
 
     A step first gives half of its tokens to the prompt that came first, so that it ends some time, and then the rest
-    to the shortest, so that it does not wait for a long one.
+    to the shortest, so that it does not wait for a long one. Up to `slack` tokens more are read where a prompt ends
+    with them: a pass for a few tokens takes as long as one for many.
     """
     if first:
-        return Share(0, min(remaining[0], budget if len(remaining) == 1 else max(1, budget // 2)))
+        half = budget if len(remaining) == 1 else max(1, budget // 2)
+        return Share(0, _part(remaining[0], half, slack))
     shortest = min(range(len(remaining)), key=remaining.__getitem__)
-    return Share(shortest, min(remaining[shortest], budget))
+    return Share(shortest, _part(remaining[shortest], budget, slack))
+
+
+def _part(rest: int, budget: int, slack: int) -> int:
+    return rest if rest <= budget + slack else budget

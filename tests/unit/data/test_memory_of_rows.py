@@ -1,6 +1,7 @@
 """Memory does not grow with the rows: neither while a file is read, nor in the account of what was read."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -57,10 +58,10 @@ def test_reading_takes_the_memory_of_a_few_pieces_however_many_there_are(tmp_pat
         peaks.append(peak_of(READ, str(path)))
 
     # Held whole, the largest file would add 8 MB, its tokens 7, and the records of its rows 1. In pieces of 512 KB
-    # instead of 64 even the second adds 9 MB to the first. The differences are 0.1 to 0.2 MB and 0.1 to 0.4.
+    # instead of 64 even the second adds 9 MB to the first. The differences are 0.1 to 0.5 MB.
     assert path.stat().st_size > 7.5e6
     assert peaks[1] - peaks[0] < 1_000
-    assert peaks[2] - peaks[1] < 700
+    assert peaks[2] - peaks[1] < 900
 
 
 # Seven rows of each length, all at once: as many freed arrays of each small size as NumPy would keep.
@@ -87,10 +88,13 @@ print(left(range(1, 500)) - before)
 
 
 def test_rows_of_all_lengths_leave_no_memory_behind():
-    said = subprocess.run([sys.executable, "-c", LENGTHS], cwd=ROOT, check=True, capture_output=True, text=True)
+    # Python's own allocator gives memory back by the megabyte only, which would be as much as is looked for.
+    environment = {**os.environ, "PYTHONMALLOC": "malloc"}
+    command = [sys.executable, "-c", LENGTHS]
+    said = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
 
-    # 0.3 to 0.4 MB, and 3.1 MB where NumPy is given arrays of every length.
-    assert int(said.stdout) < 1_000_000
+    # 1.4 to 1.6 MB, and 4.3 MB where NumPy is given arrays of every length.
+    assert int(said.stdout) < 2_500_000
 
 
 # A store of so many rows of two tokens, each different, takes the place of what a file would come to.

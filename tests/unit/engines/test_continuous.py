@@ -184,6 +184,38 @@ def test_a_long_prompt_is_read_in_parts_while_others_get_their_tokens(monkeypatc
     assert tokens_of(finish(together), number) == expected(long)
 
 
+@pytest.mark.parametrize(("prompt", "parts"), [(5, [5, 5, 5, 5]), (16, [16, 16, 16])])
+def test_prompts_that_come_before_anybody_decodes_hold_up_nobody(
+    prompt: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What joins them is read at once: none of its tokens waits for the others' next ones."""
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
+    batch = TapeBatch()
+    together = generator(batch)
+    for number in range(len(parts) - 1):
+        together.add(GenerationRequest(tuple(range(100 * number, 100 * number + prompt + 1)), 9))
+        if prompt == 16:
+            together.step()
+    together.step()
+    joining = together.add(GenerationRequest(tuple(range(900, 901 + prompt)), 9))
+    events = [*together.step(), *together.step()]
+    assert batch.parts == parts
+    assert tokens_of(events, joining)
+
+
+def test_what_is_left_of_a_step_is_not_spent_on_a_few_tokens_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass for a few tokens takes as long as one for many."""
+    monkeypatch.setattr("finetune.engines.decoding.PREFILL_TOKENS", 16)
+    batch = TapeBatch()
+    together = generator(batch)
+    together.add(GenerationRequest(PROMPT, 40))
+    together.step()
+    for first, unread in ((100, 9), (200, 6), (300, 8)):
+        together.add(GenerationRequest(tuple(range(first, first + unread + 1)), 9))
+    finish(together)
+    assert batch.parts == [4, 9, 6, 8]  # one more than half of 16, and the last prompt not by one and then seven
+
+
 def test_the_next_turn_of_a_chat_reads_only_what_is_new() -> None:
     batch = TapeBatch()
     chat = generator(batch)

@@ -22,14 +22,21 @@ def test_a_request_alone_is_always_admitted() -> None:
 
 def test_a_step_reads_half_of_the_oldest_prompt_and_then_the_shortest() -> None:
     remaining = [1000, 300, 20]
-    assert next_share(remaining, 512, first=True) == Share(0, 256)
-    assert next_share(remaining, 256, first=False) == Share(2, 20)
-    assert next_share(remaining[:2], 236, first=False) == Share(1, 236)
+    assert next_share(remaining, 512, 0, first=True) == Share(0, 256)
+    assert next_share(remaining, 256, 0, first=False) == Share(2, 20)
+    assert next_share(remaining[:2], 236, 0, first=False) == Share(1, 236)
 
 
 def test_a_prompt_alone_is_read_with_the_whole_step() -> None:
-    assert next_share([1000], 512, first=True) == Share(0, 512)
-    assert next_share([3], 512, first=True) == Share(0, 3)
+    assert next_share([1000], 512, 64, first=True) == Share(0, 512)
+    assert next_share([3], 512, 64, first=True) == Share(0, 3)
+
+
+def test_the_last_few_tokens_of_a_prompt_do_not_wait_for_another_step() -> None:
+    assert next_share([576], 512, 64, first=True) == Share(0, 576)
+    assert next_share([577], 512, 64, first=True) == Share(0, 512)
+    assert next_share([900, 300], 236, 64, first=False) == Share(1, 300)
+    assert next_share([900, 301], 236, 64, first=False) == Share(1, 236)
 
 
 def test_the_memory_for_keys_and_values_decides_how_many_tokens_are_under_way() -> None:
