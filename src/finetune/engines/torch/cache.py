@@ -85,10 +85,8 @@ class Cache:
         before = self._slots
         self._slots *= 2
         for number, pair in self._layers.items():
-            keys, values = (self._empty(tensor[0]) for tensor in pair)
-            for larger, tensor in zip((keys, values), pair, strict=True):
-                larger[:before] = tensor
-            self._layers[number] = (keys, values)
+            self._layers[number] = keys, values = (self._empty(pair[0][0]), self._empty(pair[1][0]))
+            keys[:before], values[:before] = pair
 
     def release(self, row: CachedRow) -> None:
         """Forget a row; the last one takes its slot."""

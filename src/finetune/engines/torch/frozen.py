@@ -20,10 +20,10 @@ class FrozenWeight(Protocol):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + bias of x [N, in]: [N, out]. Without a gradient of its own."""
-        ...
+        return linear(x, self.dense(x.dtype), bias)
 
 
-class DenseWeight:
+class DenseWeight(FrozenWeight):
     """The weight of an `nn.Linear`."""
 
     def __init__(self, module: nn.Linear) -> None:
@@ -32,11 +32,8 @@ class DenseWeight:
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self._weight.detach().to(dtype)
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, self.dense(x.dtype), bias)
 
-
-class TransposedWeight:
+class TransposedWeight(FrozenWeight):
     """The weight of GPT-2's `Conv1D`, which is stored [in, out]."""
 
     def __init__(self, module: Conv1D) -> None:
@@ -45,9 +42,6 @@ class TransposedWeight:
     def dense(self, dtype: torch.dtype) -> Tensor:
         stored: Tensor = self._weight.detach().to(dtype)
         return stored.T
-
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linear(x, self.dense(x.dtype), bias)
 
 
 def frozen_weight(module: nn.Module) -> FrozenWeight:
