@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,14 @@ def wait_for(find: Callable[[], Any]) -> Any:
 
 
 def begun_probe(run: subprocess.Popen[str]) -> psutil.Process | None:
-    """The process that tries a step, once it is well under way."""
+    """The process that tries a step, once it is well under way.
+
+    Known by its command: for a moment every other child (`ldconfig`, `git`) looks as large as the run that starts it.
+    """
     for child in psutil.Process(run.pid).children():
-        if child.memory_info().rss > 60_000_000:
-            return child
+        with suppress(psutil.NoSuchProcess):
+            if any("planning.probe" in word for word in child.cmdline()) and child.memory_info().rss > 60_000_000:
+                return child
     return None
 
 
