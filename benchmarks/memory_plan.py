@@ -26,8 +26,8 @@ from finetune.core.types import Batch, Dtype
 from finetune.engines.registry import choose_engine
 from finetune.models.architecture import read_architecture
 from finetune.planning.memory import plan_memory
-from finetune.planning.runs import Surroundings, planned_run
-from finetune.planning.steps import BatchSize
+from finetune.planning.runs import Surroundings, graphs_of, planned_run
+from finetune.planning.steps import largest_batch
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -132,6 +132,11 @@ def cases() -> list[Case]:
             replace(base, model="gpt2", method="dora", rows=3, length=300, fresh=True),
             replace(base, model="gemma2", recompute=True, fresh=True),
             replace(base, model="qwen3", method="full", rows=1, fresh=True),
+            replace(base, rows=1, length=2048, fresh=True),
+            replace(base, model="qwen2", method="dora", length=256, fresh=True),
+            replace(base, model="phi3", rows=3, length=200, fresh=True),
+            replace(base, model="gemma2", method="full", rows=1, length=256, fresh=True),
+            replace(base, model="gpt2", quantization="4bit", rows=5, length=100, fresh=True),
         ]
     bfloat16 = Case("llama", "pytorch", rows=4, dtype="bfloat16")
     known.append(bfloat16)
@@ -183,9 +188,9 @@ def predict(case: Case, graphs: int) -> int:
     """Bytes, of what is observed for the engine."""
     architecture = read_architecture(SHAPES[case.model])
     assert architecture is not None
-    tokens = case.rows * case.length
+    graphs = graphs_of(architecture, graphs)
     run = planned_run(
-        architecture, BatchSize(tokens, tokens, case.length, tokens), Surroundings(case.dtype, on_cpu=True),
+        architecture, largest_batch([[batch_of(case)]], graphs=graphs), Surroundings(case.dtype, on_cpu=True),
         model=case.model_config, training=case.training, lora=LoraConfig(rank=case.rank), engine=case.engine,
         graphs=graphs,
     )  # fmt: skip
@@ -193,15 +198,19 @@ def predict(case: Case, graphs: int) -> int:
     return plan.arrays if case.engine == "mlx" else plan.total
 
 
+def batch_of(case: Case) -> Batch:
+    """Rows of random tokens, all trained on."""
+    shape = (case.rows, case.length)
+    tokens = np.random.default_rng(0).integers(3, SHAPES[case.model]["vocab_size"], size=(case.rows, case.length + 1))
+    row = tokens.astype(np.int32)
+    positions = np.tile(np.arange(case.length, dtype=np.int32), (case.rows, 1))
+    return Batch(row[:, :-1], row[:, 1:], np.ones(shape, np.bool_), positions, np.ones(shape, np.int32))
+
+
 def observe(case: Case) -> dict[str, int]:
     """Three steps in this process."""
     config = SHAPES[case.model] | {"architectures": ["Any"], "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
     engine = choose_engine(case.model_config)
-    shape = (case.rows, case.length)
-    tokens = np.random.default_rng(0).integers(3, config["vocab_size"], size=(case.rows, case.length + 1))
-    row = tokens.astype(np.int32)
-    positions = np.tile(np.arange(case.length, dtype=np.int32), (case.rows, 1))
-    batch = Batch(row[:, :-1], row[:, 1:], np.ones(shape, np.bool_), positions, np.ones(shape, np.int32))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         session = engine.open_training(
@@ -209,7 +218,7 @@ def observe(case: Case) -> dict[str, int]:
             init=seeded_init(0),
         )  # fmt: skip
         for _ in range(3):
-            session.step([batch], learning_rate=1e-4).result()
+            session.step([batch_of(case)], learning_rate=1e-4).result()
         graphs = engine.graphs(case.model_config, case.training)
         return {"observed": session.peak_memory_bytes(), "graphs": graphs}
 

@@ -19,7 +19,6 @@ from finetune.engines.mlx.attention import attend
 from finetune.engines.mlx.documents import Documents
 from finetune.engines.mlx.engine import MLXEngine
 from finetune.engines.mlx.exponential import exp
-from finetune.engines.mlx.workers import deal
 
 pytestmark = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="other devices use MLX's own functions")
 
@@ -109,11 +108,6 @@ def test_large_scores_do_not_overflow() -> None:
     q = mx.full((1, 1, 300, 8), 100.0)
     found = attend(q, q, mx.random.normal(q.shape), scale=1.0, documents=Documents((300,)))
     assert mx.isfinite(found).all().item()
-
-
-def test_sizes_are_dealt_evenly() -> None:
-    assert deal([5, 9, 1, 4, 3], 2) == [[1, 4], [0, 3, 2]]  # sums 12 and 10
-    assert deal([7], 3) == [[0]]
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -46,22 +46,25 @@ class MemoryPlan:
 def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
     """The peak of a training step, with everything that stays around it.
 
-    A step needs most either in the loss, with the activations of all layers and a chunk of logits, or in the backward
-    pass of its last layer. MLX lets go of the logits while that is under way, so that both count.
+    A step needs most either in the loss, with the activations of all layers and chunks of logits, or in the backward
+    pass of its last layer. What MLX makes ahead in the loss may belong to that pass already. On a CPU it computes the
+    gradients of weights last, so that in the loss there are none but those of micro-batches before.
     """
     engine = _ENGINES[run.engine]
     trained = model.parameters if run.method == "full" else run.adapter_parameters
-    in_place = run.method == "full" and run.value_bytes == FLOAT32
+    copies = 0 if run.method == "full" and run.value_bytes == FLOAT32 else trained
     kept = engine.kept(model, run)
     logits = engine.logits(model, run)
     layer = (kept.inner + kept.narrow) * run.tokens * run.value_bytes
     before = model.layers * (model.width * run.tokens * run.value_bytes if run.recompute else layer)
-    last = layer * run.recompute + kept.passing * run.tokens * run.value_bytes + engine.unpacked(model, run)
-    if run.engine == "pytorch":
-        logits, last = (logits, 0) if logits > last else (0, last)
+    back = layer * run.recompute + kept.passing * run.tokens * run.value_bytes + engine.unpacked(model, run)
+    early = 0 if engine.has_gradients_last(run) and not run.accumulates else trained
+    beside = engine.beside_loss(model, run) * back
+    in_loss = logits + beside + FLOAT32 * early > back + FLOAT32 * trained
+    gradients, logits, last = (early, logits, beside) if in_loss else (trained, 0, back)
     return MemoryPlan(
         weights=engine.weights(model, run),
-        trained=(1 if in_place else 2) * FLOAT32 * trained,
+        trained=FLOAT32 * (copies + gradients),
         optimizer=run.moments * FLOAT32 * trained,
         activations=int(before + last),
         logits=logits,

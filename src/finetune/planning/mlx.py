@@ -4,6 +4,8 @@ mlx-lm's modules run unchanged, so `mx.grad` decides what is kept: the inputs of
 functions that are not linear. Attention, SwiGLU and the loss are this project's own on a CPU.
 """
 
+import math
+
 from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
@@ -11,7 +13,14 @@ LIBRARIES = 300 * 2**20  # of a process that has loaded a model of no size
 MODEL_CLASSES = 40 * 2**20  # of those, what is imported with the model and at the first step
 _LOGITS = 1 << 22  # values that go through the loss together
 _FEWEST_ROWS = 64
-_LOSS_COPIES = 6  # of them: logits, their distances from the largest, what exp is made of, and its result
+# Arrays of a chunk: logits, their distances from the largest, the two that exp is made of and its result, the gradient
+# without and with the target; a soft cap adds two.
+_LOSS_ARRAYS = 7
+# On a CPU MLX makes the arrays of operations before it computes them, ten tasks of ten operations ahead for all streams
+# together. In the loss these are the arrays of several chunks: so many, and two for each other stream's unfinished task
+# (the loss alone, measured: 16 to 18 in one graph, 18 to 22 in two, whatever the number of chunks).
+_AHEAD = 17
+_HEADS_AHEAD = 3  # of them, sums of a trained head's gradients
 _GROUP = 64  # values of a quantised row that share a scale and an offset
 _UNPACKED = 1 << 20  # values of a matrix that a product unpacks at once on a CPU
 _UNPACKING = 4  # arrays of that size
@@ -23,8 +32,6 @@ def kept(model: Architecture, run: PlannedRun) -> Kept:
     """By each layer: two sums, what two norms give, and what norms after products read."""
     reads = run.reads
     narrow = (reads.attention + reads.feed_forward + model.norms) * model.width + _attention(model, run) + run.ranks
-    if model.gated and model.norms == 2:
-        narrow += model.width  # measured: one hidden state more than gradients need
     if model.query_norms:
         narrow += model.query_width + model.kv_width
     if run.method == "dora":
@@ -62,9 +69,12 @@ def _seen(longest: int) -> float:
 
 def _passing(model: Architecture, run: PlannedRun) -> float:
     """Gradients on their way through a layer's loops over the feed-forward part, attention, and hidden states."""
-    scores = 3 * model.heads * run.longest if model.soft_capped else 0
-    loops = 1 if model.gelu or not model.gated else 6  # arrays of SwiGLU's gradient, with exp in two loops
-    return loops * model.inner + 6 * model.width + model.query_width + model.kv_width + scores
+    others = 6 * model.width + model.query_width + model.kv_width
+    loops = (1 if model.gelu or not model.gated else 6) * model.inner  # arrays of SwiGLU's gradient, exp in two loops
+    if model.soft_capped:
+        return loops + others + 3 * model.heads * run.longest
+    scores = 3 * model.heads * _seen(run.longest) if run.on_cpu and run.value_bytes == FLOAT32 else 0
+    return max(loops, scores) + others  # one after the other
 
 
 def weights(model: Architecture, run: PlannedRun) -> int:
@@ -86,16 +96,41 @@ def unpacked(model: Architecture, run: PlannedRun) -> int:
 
 
 def logits(model: Architecture, run: PlannedRun) -> int:
-    """A chunk of the loss, and hidden states with their gradients; a trained head's gradients.
+    """The chunks of the loss that are under way, hidden states with their gradients, and a trained head's gradients."""
+    chunk = _chunk_rows(model) * model.vocabulary * FLOAT32
+    heads = min(math.ceil(_chunks(model, run)), _HEADS_AHEAD) if run.method == "full" else 0
+    hidden = 2 * run.trained * model.width * run.value_bytes
+    return int(_loss_arrays(model, run) * chunk) + heads * model.vocabulary * model.width * FLOAT32 + hidden
 
-    Graphs side by side are not in their losses at the same moment. Measured: another one adds half a chunk, and nothing
-    where recomputing a layer comes after the loss.
-    """
-    rows = min(run.trained, max(_FEWEST_ROWS, _LOGITS // model.vocabulary))
-    chunks = 1 if run.recompute else (1 + run.graphs) / 2
-    chunk = int(rows * model.vocabulary * FLOAT32 * (_LOSS_COPIES + model.capped_logits) * chunks)
-    head = 2 * model.vocabulary * model.width * FLOAT32 if run.method == "full" else 0
-    return chunk + 2 * run.trained * model.width * run.value_bytes + head
+
+def beside_loss(model: Architecture, run: PlannedRun) -> float:
+    """The part of what MLX has made ahead that belongs to the backward pass when the loss has most in memory."""
+    return 1.0 - _loss_arrays(model, run) / _most_ahead(run) if run.on_cpu else 1.0
+
+
+def has_gradients_last(run: PlannedRun) -> bool:
+    """Whether the gradients of weights are computed after all others (`engines/mlx/ordering.py`)."""
+    return run.on_cpu
+
+
+def _loss_arrays(model: Architecture, run: PlannedRun) -> float:
+    """Of a whole chunk's size."""
+    arrays = (_LOSS_ARRAYS + 2 * model.capped_logits) * _chunks(model, run)
+    return min(arrays, _most_ahead(run))
+
+
+def _most_ahead(run: PlannedRun) -> int:
+    return _AHEAD + 2 * (run.graphs - 1)
+
+
+def _chunks(model: Architecture, run: PlannedRun) -> float:
+    """Of all graphs. A GPU is taken to compute one at a time."""
+    chunks = run.trained / _chunk_rows(model)
+    return chunks if run.on_cpu else min(1.0, chunks)
+
+
+def _chunk_rows(model: Architecture) -> int:
+    return max(_FEWEST_ROWS, _LOGITS // model.vocabulary)
 
 
 def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:

@@ -32,6 +32,11 @@ class Surroundings(NamedTuple):
     resident: int = 0  # bytes that the process holds before the model is loaded; 0: not known
 
 
+def graphs_of(architecture: Architecture, most: int) -> int:
+    """Parts of a step that are computed side by side: `most`, where a model can be told where documents end."""
+    return 1 if architecture.soft_capped else most
+
+
 def planned_run(
     architecture: Architecture,
     batch: BatchSize,
@@ -57,10 +62,11 @@ def planned_run(
         ranks=adapters.ranks,
         reads=adapters.reads,
         moments=_MOMENTS[training.optimizer],
-        tokens=max(batch.padded if apart else batch.tokens, graphs * batch.longest),  # a graph has a whole document
+        tokens=batch.padded if apart else batch.tokens,
         longest=batch.longest,
         trained=batch.trained,
         recompute=training.gradient_checkpointing,
+        accumulates=training.gradient_accumulation_steps > 1 or training.max_batch_tokens is not None,
         graphs=graphs,
         on_cpu=where.on_cpu,
         returns_memory=where.spares or training.gradient_checkpointing or model.quantization is not None,

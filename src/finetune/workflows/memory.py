@@ -6,7 +6,7 @@ from typing import Any
 from finetune.core.machine import resident_memory
 from finetune.models.architecture import Architecture, read_architecture
 from finetune.planning.memory import MemoryPlan, plan_memory
-from finetune.planning.runs import Surroundings, planned_run
+from finetune.planning.runs import Surroundings, graphs_of, planned_run
 from finetune.planning.steps import BatchSize, heavy_steps, largest_batch
 from finetune.workflows.preparation import Preparation
 
@@ -37,11 +37,12 @@ def memory_plan(prepared: Preparation, heavy: Sequence[int] | None = None) -> Me
         return None
     if heavy is None:
         heavy = heavy_steps_of(prepared, max_rows=prepared.config.training.most_rows)
-    batch = largest_batch([batch for index in heavy for batch in prepared.batches.step(index)])
-    plan = _plan(prepared, architecture, batch, spares=False)
+    graphs = graphs_of(architecture, prepared.engine.graphs(prepared.config.model, prepared.config.training))
+    batch = largest_batch([prepared.batches.step(index) for index in heavy], graphs=graphs)
+    plan = _plan(prepared, architecture, batch, graphs, spares=False)
     if needed_memory(plan, prepared) <= _EASY * prepared.engine.free_memory(prepared.config.model):
         return plan
-    return _plan(prepared, architecture, batch, spares=True)
+    return _plan(prepared, architecture, batch, graphs, spares=True)
 
 
 def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
@@ -49,7 +50,9 @@ def needed_memory(plan: MemoryPlan, prepared: Preparation) -> int:
     return plan.growth if prepared.on_cpu else plan.arrays
 
 
-def _plan(prepared: Preparation, architecture: Architecture, batch: BatchSize, *, spares: bool) -> MemoryPlan:
+def _plan(
+    prepared: Preparation, architecture: Architecture, batch: BatchSize, graphs: int, *, spares: bool
+) -> MemoryPlan:
     config = prepared.config
     run = planned_run(
         architecture,
@@ -59,7 +62,7 @@ def _plan(prepared: Preparation, architecture: Architecture, batch: BatchSize, *
         training=config.training,
         lora=config.lora,
         engine=prepared.choice.name,
-        graphs=prepared.engine.graphs(config.model, config.training),
+        graphs=graphs,
     )
     return plan_memory(architecture, run)
 

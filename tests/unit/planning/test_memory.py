@@ -48,7 +48,7 @@ def read(shared: Path, name: str) -> Architecture:
 
 
 def test_adapters_need_weights_gradients_and_two_moments(small: Architecture) -> None:
-    plan = plan_memory(small, RUN)
+    plan = plan_memory(small, replace(RUN, accumulates=True))
     assert plan.weights == small.parameters * 4
     assert plan.trained + plan.optimizer == 16 * RUN.adapter_parameters
     assert plan.total == plan.libraries + plan.arrays
@@ -56,7 +56,7 @@ def test_adapters_need_weights_gradients_and_two_moments(small: Architecture) ->
 
 @pytest.mark.parametrize("engine", ["mlx", "pytorch"])
 def test_activations_grow_with_tokens_and_shrink_with_recomputation(small: Architecture, engine: EngineName) -> None:
-    run = replace(RUN, engine=engine)
+    run = replace(RUN, engine=engine, trained=2)  # a loss that needs little
     once = plan_memory(small, run).activations
     assert plan_memory(small, replace(run, tokens=8_000)).activations == pytest.approx(
         2 * once, rel=0.1
@@ -73,11 +73,44 @@ def test_a_quantised_base_shrinks_to_its_bits_and_scales(small: Architecture, en
     assert saved == pytest.approx(linear * (2 - 0.5 - scales))
 
 
-def test_logits_are_those_of_a_chunk_whatever_the_rows(small: Architecture) -> None:
-    plan = plan_memory(small, RUN)
-    many = plan_memory(small, replace(RUN, tokens=40_000, trained=40_000))
+def test_pytorch_has_the_logits_of_a_chunk_whatever_the_rows(small: Architecture) -> None:
+    run = replace(RUN, engine="pytorch", recompute=True, tokens=100)  # a backward pass that needs less
+    plan, many = plan_memory(small, run), plan_memory(small, replace(run, trained=40_000))
     assert many.logits - plan.logits == 2 * 36_000 * 512 * 4  # hidden states and their gradient
-    assert plan_memory(small, replace(RUN, trained=10)).logits < plan.logits / 10
+    assert plan_memory(small, replace(run, trained=10)).logits < plan.logits / 10
+
+
+def test_mlx_has_as_many_chunks_of_the_loss_as_it_makes_arrays_ahead(small: Architecture) -> None:
+    """A chunk has seven arrays of 512 rows; those of one graph fill the queue from the third chunk on."""
+
+    def arrays(trained: int, graphs: int = 1) -> float:
+        run = replace(RUN, tokens=100, trained=trained, graphs=graphs)
+        hidden = 2 * trained * 512 * 4
+        return (plan_memory(small, run).logits - hidden) / (512 * 8192 * 4)
+
+    assert [arrays(rows) for rows in (256, 512, 1_024, 1_536, 10_240)] == [3.5, 7, 14, 17, 17]
+    assert arrays(10_240, graphs=2) == 19
+    assert plan_memory(small, replace(RUN, on_cpu=False)).logits < plan_memory(small, RUN).logits
+
+
+def test_what_the_loss_leaves_of_the_queue_is_of_the_backward_pass(small: Architecture) -> None:
+    run = replace(RUN, tokens=1_000, longest=500)
+    full, half = (plan_memory(small, replace(run, trained=trained)).activations for trained in (1_000, 256))
+    in_the_pass = plan_memory(small, replace(run, trained=2)).activations
+    assert full < half < in_the_pass
+
+
+def test_mlx_has_the_gradients_of_weights_when_the_loss_is_done(small: Architecture) -> None:
+    run = replace(RUN, method="full", adapter_parameters=0, ranks=0, tokens=1_000, longest=500)
+    assert plan_memory(small, run).trained == 0
+    assert plan_memory(small, replace(run, accumulates=True)).trained == 4 * small.parameters
+    assert plan_memory(small, replace(run, trained=2)).trained == 4 * small.parameters  # a loss that needs little
+
+
+def test_long_documents_need_their_scores_on_the_way_back(small: Architecture) -> None:
+    run = replace(RUN, trained=2, tokens=8_000)
+    short, long = (plan_memory(small, replace(run, longest=longest)).activations for longest in (600, 8_000))
+    assert long - short > 2 * 8 * 8_000 * 4_064 * 4  # heads x tokens x keys that a query meets on average
 
 
 @pytest.mark.parametrize("engine", ["mlx", "pytorch"])
@@ -86,7 +119,7 @@ def test_full_fine_tuning_works_on_a_float32_base_in_place(
     small: Architecture, engine: EngineName, value_bytes: int, a_parameter: int
 ) -> None:
     run = replace(RUN, engine=engine, method="full", adapter_parameters=0, ranks=0, value_bytes=value_bytes)
-    plan = plan_memory(small, run)
+    plan = plan_memory(small, replace(run, accumulates=True))
     assert plan.weights + plan.trained + plan.optimizer == a_parameter * small.parameters
 
 

@@ -1,13 +1,15 @@
 """Which step of a run needs most."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 
 import numpy as np
+import pytest
 
 from finetune.core.types import Batch, BoolArray, IntArray
 from finetune.data.batching import BatchPlan
 from finetune.data.rows import EncodedRow, Origin
-from finetune.planning.steps import heavy_steps, largest_batch
+from finetune.planning.steps import BatchSize, heavy_steps, largest_batch
 
 LENGTHS = [int(length) for length in np.random.default_rng(1).integers(2, 90, size=60)]
 
@@ -26,7 +28,7 @@ def plan(*, packing: bool, rows_per_step: int, max_rows: int, max_tokens: int | 
 
 
 def most(batches: tuple[Batch, ...]) -> int:
-    return largest_batch(batches).tokens
+    return largest_batch([batches]).tokens
 
 
 def all_of(steps: BatchPlan, indices: Iterable[int]) -> tuple[Batch, ...]:
@@ -44,8 +46,27 @@ def test_where_micro_batches_are_limited_the_fullest_of_several_steps_counts() -
     """The step with most tokens may be cut more evenly than another."""
     steps = plan(packing=True, rows_per_step=12, max_rows=12, max_tokens=200)
     heavy = heavy_steps(steps, np.array(LENGTHS), count=45, max_rows=12)
-    size = largest_batch(all_of(steps, heavy))
+    size = largest_batch([all_of(steps, heavy)])
     assert most(steps.step(heavy[0])) <= size.tokens <= 200
     assert size.tokens >= 0.9 * most(all_of(steps, range(45)))  # it is a sample of them
     assert size.longest <= max(LENGTHS)
     assert 0.4 < size.trained / size.tokens < 0.6
+
+
+def test_parts_side_by_side_have_the_documents_that_the_engine_computes_together() -> None:
+    """Three rows on two workers: the third waits for the first."""
+    batch = BatchPlan(
+        [encoded(30)] * 3, rows_per_step=3, max_rows=3, max_tokens=None, seed=0, pad_id=0, packing=False
+    ).step(0)
+    assert largest_batch([batch]) == BatchSize(tokens=90, padded=90, longest=30, trained=45)
+    assert largest_batch([batch], graphs=2) == BatchSize(tokens=60, padded=60, longest=30, trained=30)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_what_is_planned_side_by_side_is_what_mlx_evaluates_at_once(packing: bool) -> None:
+    documents = pytest.importorskip("finetune.engines.mlx.documents")
+    steps = plan(packing=packing, rows_per_step=12, max_rows=4, max_tokens=None)
+    for index in range(8):
+        hands = documents.arrange_for_workers(steps.step(index), layers=1, workers=2)
+        at_once = [sum(call.inputs.size for call in calls if call) for calls in zip_longest(*hands)]
+        assert largest_batch([steps.step(index)], graphs=2).tokens == max(at_once)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.types import Batch, IntArray
+from finetune.engines.dealing import calls_of_each
 from finetune.engines.mlx import compat
-from finetune.engines.mlx.workers import deal
 
 Places: TypeAlias = npt.NDArray[np.intp]  # indices into the B x T tokens of a batch
 
@@ -92,26 +92,11 @@ def arrange(batch: Batch, *, layers: int, takes_documents: bool) -> list[Arrange
 
 
 def arrange_for_workers(batches: Sequence[Batch], *, layers: int, workers: int) -> list[list[Arranged]]:
-    """The calls of each worker: all documents of a step dealt out evenly, and a few of them to a call.
-
-    A call has at most the tokens of the longest document, or a worker's share of the largest batch.
-    """
+    """The calls of each worker: all documents of a step dealt out evenly, and a few of them to a call."""
     documents = [document for batch in batches for document in documents_of(batch)]
     share = max(batch.inputs.size for batch in batches) // workers
-    most = max(share, *map(len, documents))
-    dealt = [[documents[index] for index in hand] for hand in deal([len(document) for document in documents], workers)]
-    return [[end_to_end(call, layers) for call in _fitting(hand, most)] for hand in dealt]
-
-
-def _fitting(documents: Sequence[Document], most: int) -> Iterator[list[Document]]:
-    """Cut into groups of at most `most` tokens."""
-    group: list[Document] = []
-    for document in documents:
-        if group and sum(map(len, group)) + len(document) > most:
-            yield group
-            group = []
-        group.append(document)
-    yield group
+    hands = calls_of_each([len(document) for document in documents], workers=workers, share=share)
+    return [[end_to_end([documents[number] for number in call], layers) for call in hand] for hand in hands]
 
 
 def documents_of(batch: Batch) -> list[Document]:

@@ -58,14 +58,3 @@ class Workers:
             yield
         finally:
             self._library.openblas_set_num_threads(threads)
-
-
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices of `sizes` in at most `hands` lists of nearly equal sums: the largest first, each to the least so far."""
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    sums = [0] * hands
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        hand = sums.index(min(sums))
-        dealt[hand].append(index)
-        sums[hand] += sizes[index]
-    return [hand for hand in dealt if hand]
