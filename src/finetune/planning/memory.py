@@ -47,8 +47,7 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
     """The peak of a training step, with everything that stays around it.
 
     A step needs most either in the loss, with the activations of all layers and chunks of logits, or in the backward
-    pass of its last layer. What MLX makes ahead in the loss may belong to that pass already. On a CPU it computes the
-    gradients of weights last, so that in the loss there are none but those of micro-batches before.
+    pass of its last layer. What MLX makes ahead in the loss may belong to that pass already.
     """
     engine = _ENGINES[run.engine]
     trained = model.parameters if run.method == "full" else run.adapter_parameters
@@ -58,13 +57,11 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
     layer = (kept.inner + kept.narrow) * run.tokens * run.value_bytes
     before = model.layers * (model.width * run.tokens * run.value_bytes if run.recompute else layer)
     back = layer * run.recompute + kept.passing * run.tokens * run.value_bytes + engine.unpacked(model, run)
-    early = 0 if engine.has_gradients_last(run) and not run.accumulates else trained
     beside = engine.beside_loss(model, run) * back
-    in_loss = logits + beside + FLOAT32 * early > back + FLOAT32 * trained
-    gradients, logits, last = (early, logits, beside) if in_loss else (trained, 0, back)
+    logits, last = (logits, beside) if logits + beside > back else (0, back)
     return MemoryPlan(
         weights=engine.weights(model, run),
-        trained=FLOAT32 * (copies + gradients),
+        trained=FLOAT32 * (copies + trained),
         optimizer=run.moments * FLOAT32 * trained,
         activations=int(before + last),
         logits=logits,

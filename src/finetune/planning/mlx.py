@@ -108,11 +108,6 @@ def beside_loss(model: Architecture, run: PlannedRun) -> float:
     return 1.0 - _loss_arrays(model, run) / _most_ahead(run) if run.on_cpu else 1.0
 
 
-def has_gradients_last(run: PlannedRun) -> bool:
-    """Whether the gradients of weights are computed after all others (`engines/mlx/ordering.py`)."""
-    return run.on_cpu
-
-
 def _loss_arrays(model: Architecture, run: PlannedRun) -> float:
     """Of a whole chunk's size."""
     arrays = (_LOSS_ARRAYS + 2 * model.capped_logits) * _chunks(model, run)

@@ -36,7 +36,6 @@ class PlannedRun:
     trained: int  # tokens of `tokens` that are trained on
     reads: Reads = EVERYWHERE
     recompute: bool = False  # gradient checkpointing
-    accumulates: bool = False  # whether a step has several micro-batches
     graphs: int = 1  # parts of a step that are computed side by side
     on_cpu: bool = True
     returns_memory: bool = False  # `Engine.spare_memory`

@@ -101,11 +101,6 @@ def beside_loss(model: Architecture, run: PlannedRun) -> float:
     return 0.0
 
 
-def has_gradients_last(run: PlannedRun) -> bool:
-    """A weight's gradients are added to those that it has from the step before."""
-    return False
-
-
 def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
     """Memory that the heap holds beside a step's arrays, on a CPU."""
     if not run.on_cpu:

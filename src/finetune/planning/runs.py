@@ -66,7 +66,6 @@ def planned_run(
         longest=batch.longest,
         trained=batch.trained,
         recompute=training.gradient_checkpointing,
-        accumulates=training.gradient_accumulation_steps > 1 or training.max_batch_tokens is not None,
         graphs=graphs,
         on_cpu=where.on_cpu,
         returns_memory=where.spares or training.gradient_checkpointing or model.quantization is not None,

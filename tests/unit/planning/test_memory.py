@@ -48,7 +48,7 @@ def read(shared: Path, name: str) -> Architecture:
 
 
 def test_adapters_need_weights_gradients_and_two_moments(small: Architecture) -> None:
-    plan = plan_memory(small, replace(RUN, accumulates=True))
+    plan = plan_memory(small, RUN)
     assert plan.weights == small.parameters * 4
     assert plan.trained + plan.optimizer == 16 * RUN.adapter_parameters
     assert plan.total == plan.libraries + plan.arrays
@@ -100,13 +100,6 @@ def test_what_the_loss_leaves_of_the_queue_is_of_the_backward_pass(small: Archit
     assert full < half < in_the_pass
 
 
-def test_mlx_has_the_gradients_of_weights_when_the_loss_is_done(small: Architecture) -> None:
-    run = replace(RUN, method="full", adapter_parameters=0, ranks=0, tokens=1_000, longest=500)
-    assert plan_memory(small, run).trained == 0
-    assert plan_memory(small, replace(run, accumulates=True)).trained == 4 * small.parameters
-    assert plan_memory(small, replace(run, trained=2)).trained == 4 * small.parameters  # a loss that needs little
-
-
 def test_long_documents_need_their_scores_on_the_way_back(small: Architecture) -> None:
     run = replace(RUN, trained=2, tokens=8_000)
     short, long = (plan_memory(small, replace(run, longest=longest)).activations for longest in (600, 8_000))
@@ -119,7 +112,7 @@ def test_full_fine_tuning_works_on_a_float32_base_in_place(
     small: Architecture, engine: EngineName, value_bytes: int, a_parameter: int
 ) -> None:
     run = replace(RUN, engine=engine, method="full", adapter_parameters=0, ranks=0, value_bytes=value_bytes)
-    plan = plan_memory(small, replace(run, accumulates=True))
+    plan = plan_memory(small, run)
     assert plan.weights + plan.trained + plan.optimizer == a_parameter * small.parameters
 
 
