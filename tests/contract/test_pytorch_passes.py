@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.decoding import next_events
 from tests.support.engines import open_inference
 from tests.support.tiny_models import VOCABULARY
 
@@ -35,9 +36,9 @@ def passes(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> list[int]:
     """Tokens of each pass from now on."""
     tokens, run = list[int](), TorchRows._run
 
-    def counted(self: TorchRows, step: object) -> object:
+    def counted(self: TorchRows, step: object, before: object) -> object:
         tokens.append(len(step.tokens))  # type: ignore[attr-defined]
-        return run(self, step)  # type: ignore[arg-type]
+        return run(self, step, before)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TorchRows, "_run", counted)
     return tokens
@@ -46,8 +47,10 @@ def passes(monkeypatch: pytest.MonkeyPatch, generator: Generator) -> list[int]:
 def test_long_prompts_that_come_together_are_read_one_after_the_other(generator: Generator, passes: list[int]) -> None:
     numbers = [generator.add(GenerationRequest(prompt(length, seed=length), 9)) for length in (120, 100, 110)]
     short, middle = numbers[1:]
-    assert [{event.request for event in generator.step()} for _ in range(3)] == [{short}, {short, middle}, set(numbers)]
-    assert passes == [100, 110 + 1, 120 + 2]  # rows that decode go on meanwhile
+    assert [{event.request for event in next_events(generator)} for _ in range(4)] == [
+        {short}, {middle}, {numbers[0]}, set(numbers)
+    ]  # fmt: skip
+    assert passes == [100, 110, 120, 3]  # without those that have begun, who go on afterwards
 
 
 def test_short_prompts_that_come_together_are_read_in_one_pass(generator: Generator, passes: list[int]) -> None:
@@ -70,3 +73,16 @@ def test_a_long_beginning_is_read_once(generator: Generator, passes: list[int]) 
         generator.add(GenerationRequest((*head, *prompt(12, seed=2 + row)), 9))
     generator.step()
     assert passes == [51, 1 + 12 + 12]  # the first prompt up to its last token, then what is left of all
+
+
+def test_a_prompt_that_comes_in_the_middle_of_a_step_is_read_before_the_rest_of_it(
+    generator: Generator, passes: list[int]
+) -> None:
+    others = {generator.add(GenerationRequest(prompt(9, seed=seed), 9)) for seed in (1, 2)}
+    assert {event.request for event in next_events(generator)} == others
+    assert not generator.step()  # a part of the next one
+    new = generator.add(GenerationRequest(prompt(11, seed=3), 9))
+    assert [event.request for event in generator.step()] == [new]
+    assert {event.request for event in next_events(generator)} == others  # of the step that was half done
+    assert {event.request for event in next_events(generator)} == {*others, new}
+    assert passes == [9 + 9, 2, 11, 3]
