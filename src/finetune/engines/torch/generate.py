@@ -6,7 +6,7 @@ rows have passes of their own, long prompts one after the other: a step of the o
 tokens are chosen meanwhile.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -71,7 +71,7 @@ class _Pass:
     """The tokens of one forward pass, part by part."""
 
     parts: list[Part] = field(default_factory=list)
-    prompts: set[Prompt] = field(default_factory=set)
+    reads: bool = False  # parts of prompts
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     adapters: list[LoadedAdapter] = field(default_factory=list)
@@ -88,7 +88,7 @@ class _Pass:
         prompt.make_room(prompt.place.length + len(tokens))
         first = prompt.place.length
         self.parts.append(Chunk(prompt.place, len(tokens)))
-        self.prompts.add(prompt)
+        self.reads = True
         self.tokens += tokens
         self.positions += range(first, first + len(tokens))
         self.adapters += [prompt.adapter] * len(tokens)
@@ -101,28 +101,20 @@ def make_generator(model: AdaptedModel, prefixes: PrefixCache[Prompt] | None = N
     return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes, limits)
 
 
-Using = Callable[[_Pass], AbstractContextManager[None]]  # within it, each token of a pass takes its adapter
-
-
 class Choosing:
-    """Implements `Choices`: a pass and the choice of tokens after it, in parts."""
+    """Implements `Choices`: a pass and the choice of tokens after it, in parts, each within a context of `using`."""
 
     def __init__(
-        self,
-        rows: Sequence[int],
-        step: _Pass,
-        parts: Pausing[list[Choice]],
-        using: Using,
+        self, rows: Sequence[int], parts: Pausing[list[Choice]], using: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self.rows = rows
-        self.step = step
         self._parts = parts
         self._using = using
         self._over = False
 
     def done(self) -> bool:
         if not self._over:
-            with torch.inference_mode(), explained_memory(), self._using(self.step):
+            with torch.inference_mode(), explained_memory(), self._using():
                 self._over = self._parts.go_on()
         return self._over
 
@@ -142,7 +134,7 @@ class TorchRows:
         self._rows: list[_Row] = []
         self._shared = SharedCaches()
         self._pending: dict[Prompt, None] = {}  # those with unread tokens, in the order of their coming
-        self._under_way: Choosing | None = None  # of all rows
+        self._under_way: Choosing | None = None  # a step of the rows, which others can come in between
         self._on_cpu = model.base.device.type == "cpu"
         layers = model.base.config.num_hidden_layers
         self._pauses = frozenset(part * layers // _PARTS for part in range(1, _PARTS)) if self._on_cpu else frozenset()
@@ -159,8 +151,6 @@ class TorchRows:
     def start(self, adapter: LoadedAdapter, begun: Prompt | None, length: int) -> Prompt:
         if begun is None:
             return Prompt(adapter, row_alone(1))
-        if self._under_way is not None and begun in self._under_way.step.prompts:
-            self._finish()
         if length - begun.place.length > _READ_AGAIN:
             self._read_pending()
         read = min(length, begun.place.length)
@@ -196,7 +186,7 @@ class TorchRows:
     def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing | None:
         if not (self._on_cpu and any(row.begun for row in self._rows)):
             return None
-        places = self._soonest(self._under_way.step.prompts if self._under_way else set())
+        places = self._soonest()
         return self._choosing(places, numbers, allowed, alone=True) if places else None
 
     @torch.inference_mode()
@@ -215,9 +205,9 @@ class TorchRows:
         rows = [self._rows[place] for place in places]
         asked = [SampledRow(row.request, numbers[place], row.spoken) for place, row in zip(places, rows, strict=True)]
         may = of_places(allowed, places)
-        pauses = self._pauses if all(row.begun for row in rows) else frozenset[int]()
         with torch.inference_mode():
             step, ends = self._pass_of(rows, alone=alone)
+        pauses = frozenset[int]() if step.reads else self._pauses
 
         def compute(pause: Callable[[], None]) -> list[Choice]:
             split = self._model.base.split
@@ -227,7 +217,7 @@ class TorchRows:
                 row.append(choice.token)
             return choices
 
-        choosing = Choosing(places, step, Pausing(compute), self._using)
+        choosing = Choosing(places, Pausing(compute), lambda: self._using(step))
         choosing.done()
         return choosing
 
@@ -261,12 +251,12 @@ class TorchRows:
             self._token_bytes = kept.bytes // kept.capacity
         return CacheSize(self._token_bytes * kept.capacity)
 
-    def _soonest(self, but: Collection[Prompt] = ()) -> list[int]:
+    def _soonest(self) -> list[int]:
         """The new rows that are next: on a CPU not all, but those with the least to read."""
         new = [
             (len(row.prompt.unread) + 1, place)
             for place, row in enumerate(self._rows)
-            if row.prompt is not None and not row.begun and row.prompt not in but
+            if row.prompt is not None and not row.begun
         ]
         places, tokens = list[int](), 0
         for unread, place in sorted(new):
@@ -310,8 +300,6 @@ class TorchRows:
 
     def _read_pending(self) -> None:
         """Read what is unread of prompts, without the rows."""
-        if self._under_way is not None and not self._under_way.step.prompts.isdisjoint(self._pending):
-            self._finish()
         if self._pending:
             step = _Pass()
             self._add_pending(step, list(self._pending))
@@ -319,6 +307,7 @@ class TorchRows:
                 self._run(step, lambda layer: None)
 
     def _using(self, step: _Pass) -> AbstractContextManager[None]:
+        """Within it, each token of the pass takes its adapter."""
         return self._model.using(step.adapters, [row.adapter for row in self._rows])
 
     def _run(self, step: _Pass, before: Callable[[int], None]) -> Tensor:
