@@ -83,7 +83,7 @@ def test_requests_join_while_others_decode_and_are_cancelled(subject: Subject) -
     assert [tokens for row, tokens in enumerate(found) if row != 1] == [*expected[:1], *expected[2:]]
 
 
-@some_kinds
+@pytest.mark.parametrize("kind", ["llama", "gemma2-windowed"], scope="module")
 @pytest.mark.parametrize("seed", range(2))
 def test_whoever_comes_and_goes_at_any_moment_of_a_step(subject: Subject, seed: int) -> None:
     """A step may be computed in parts, between which requests come, are cancelled and begin as others have begun."""

@@ -1,9 +1,9 @@
 """The rows of a batch that decodes: their caches, one forward pass for all of them, the choice of their tokens.
 
 Parts of prompts are not read at once but with the next tokens of the rows, in one forward pass, and a first token
-comes out of the pass that reads the end of its prompt. On the CPU, where a pass takes the longer the more it reads, new
-rows have passes of their own, long prompts one after the other: a step of the others pauses between layers, and first
-tokens are chosen meanwhile.
+comes out of the pass that reads the end of its prompt. On the CPU, long prompts that come together are read in passes
+one after the other, so that the first need not wait for the last, and a step of rows that all decode pauses between
+layers: prompts that come in the middle of it are read before the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -110,13 +110,13 @@ class Choosing:
         self.rows = rows
         self._parts = parts
         self._using = using
-        self._over = False
+        self.over = False
 
     def done(self) -> bool:
-        if not self._over:
+        if not self.over:
             with torch.inference_mode(), explained_memory(), self._using():
-                self._over = self._parts.go_on()
-        return self._over
+                self.over = self._parts.go_on()
+        return self.over
 
     def result(self) -> Sequence[Choice]:
         while not self.done():
@@ -184,8 +184,8 @@ class TorchRows:
             self._shared.release(place)
 
     def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing | None:
-        if not (self._on_cpu and any(row.begun for row in self._rows)):
-            return None
+        if self._under_way is None or self._under_way.over:
+            return None  # they are read in the next step
         places = self._soonest()
         return self._choosing(places, numbers, allowed, alone=True) if places else None
 
