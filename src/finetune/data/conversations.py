@@ -40,7 +40,8 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
     turns = _from_json(value, "the conversation") if isinstance(value, str) else value
     if not isinstance(turns, list) or not turns:
         raise RowError("the conversation is empty" if turns == [] else "the conversation is not a list of messages")
-    return tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
+    # Of a generator, Python makes a tuple of ten and cuts it, and keeps 2,000 freed ones of each length: megabytes.
+    return tuple([_message(turn, number) for number, turn in enumerate(turns, start=1)])
 
 
 def _message(turn: Any, number: int) -> Message:
@@ -137,7 +138,7 @@ def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
     tools = _listed(value, "tools")
     if not all(isinstance(tool, dict) for tool in tools):
         raise RowError("tools is not a list of objects")
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    return tuple([tool if "function" in tool else {"type": "function", "function": tool} for tool in tools])
 
 
 def _listed(value: Any, what: str) -> list[Any]:

@@ -35,7 +35,7 @@ class Partition:
     def __iter__(self) -> Iterator[Records]:
         end = 0
         for size in tidied(self._sizes.tolist()):
-            yield self._records[end : end + size].copy()
+            yield self._records[end : end + size]
             end += size
             release(self._records)
 
