@@ -5,9 +5,10 @@ may stop in the middle of calls, as a library's model computes its layers.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 Result = TypeVar("Result")
 
@@ -16,21 +17,23 @@ class Pausing(Generic[Result]):
     """Calls `compute` with a function that stops it. One that is dropped half done ends as an exception ends it."""
 
     def __init__(self, compute: Callable[[Callable[[], None]], Result]) -> None:
-        self._run = greenlet(lambda: compute(self._pause))
+        self._run = greenlet(partial(compute, _pause))
         self._result: Result
 
     def go_on(self) -> bool:
         """Compute up to the next pause; whether the end was reached. Raises what the computation raises."""
-        self._run.parent = greenlet.getcurrent()
+        self._run.parent = getcurrent()
         result = self._run.switch()
         if self._run.dead:
             self._result = result
         return bool(self._run.dead)
 
-    def _pause(self) -> None:
-        self._run.parent.switch()
-
     @property
     def result(self) -> Result:
         """What was computed, once the end was reached."""
         return self._result
+
+
+def _pause() -> None:
+    """No method: what waits must not keep the object that would go on."""
+    getcurrent().parent.switch()
