@@ -83,6 +83,28 @@ def test_requests_join_while_others_decode_and_are_cancelled(subject: Subject) -
     assert [tokens for row, tokens in enumerate(found) if row != 1] == [*expected[:1], *expected[2:]]
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2-windowed"], scope="module")
+@pytest.mark.parametrize("seed", range(2))
+def test_whoever_comes_and_goes_at_any_moment_of_a_step(subject: Subject, seed: int) -> None:
+    """A step may be computed in parts, between which requests come, are cancelled and begin as others have begun."""
+    random, single = np.random.default_rng(seed), subject.open()
+    requests = [replace(request, prompt=prompt(len(request.prompt), seed)) for request in REQUESTS]
+    requests += [replace(request, prompt=(*request.prompt, *prompt(4, seed))) for request in requests]
+    generator, numbers, cancelled = subject.open().generator(), dict[int, GenerationRequest](), set[int]()
+    events, waiting = [], [requests[place] for place in random.permutation(len(requests))]
+    while waiting or generator.busy:
+        if waiting and random.random() < 0.2:
+            request = waiting.pop()
+            numbers[generator.add(request)] = request
+        if numbers and random.random() < 0.02:
+            cancelled.add(number := int(random.choice(list(numbers))))
+            generator.cancel(number)
+        events += generator.step()
+    for number, request in numbers.items():
+        found, expected = [event.token for event in events if event.request == number], alone(single, request)
+        assert found == (expected[: len(found)] if number in cancelled else expected), request
+
+
 @some_kinds
 def test_a_cached_prefix_changes_no_token(subject: Subject) -> None:
     """The next turn begins with what was read and said, another answer with a part of it."""

@@ -1,13 +1,14 @@
 """The rows of a batch that decodes: their caches, one forward pass for all of them, the choice of their tokens.
 
-Parts of prompts are not read at once but with the next tokens of the rows, in one forward pass: a request that has
-just come costs no pass of its own, and its first token comes out of the pass that reads its prompt. On the CPU, long
-prompts that come together are read in passes one after the other, so that the first need not wait for the last.
+Parts of prompts are not read at once but with the next tokens of the rows, in one forward pass, and a first token
+comes out of the pass that reads the end of its prompt. On the CPU, long prompts that come together are read in passes
+one after the other, so that the first need not wait for the last, and a step of rows that all decode pauses between
+layers: prompts that come in the middle of it are read before the rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from finetune.engines.prefixes import PrefixCache
 from finetune.engines.scheduling import limits_for
 from finetune.engines.torch.cache import CachedRow, SharedCaches, row_alone, with_room
 from finetune.engines.torch.device import explained_memory
+from finetune.engines.torch.pausing import Pausing
 from finetune.engines.torch.ragged import Chunk, NewestTokens, Part, RaggedRows
 from finetune.engines.torch.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.torch.sampling import SampledRow, Spoken, choose, spoken_of
 
+_PARTS = 4  # of the layers, between which a step of the rows pauses on a CPU
 _READ_AGAIN = 16  # tokens that two requests share and nobody has read: reading them twice takes less than a pass does
 _READ_TOGETHER = 192  # tokens of prompts; with more in one pass a CPU takes no less time for each
 
@@ -46,14 +49,21 @@ class Prompt:
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """One request that decodes. `prompt` is there until its first forward pass, `place` from then on."""
+    """One request that decodes. `prompt` is there until the step after its first token, `place` from then on."""
 
     request: GenerationRequest
     adapter: LoadedAdapter
     newest: int  # the token that the model has not read
     spoken: Spoken | None
-    prompt: Prompt | None = None
+    prompt: Prompt | None
     place: CachedRow | None = None  # in the shared caches
+    begun: bool = False  # whether a token has been chosen
+
+    def append(self, token: int) -> None:
+        """The answer grows."""
+        self.newest, self.begun = token, True
+        if self.spoken is not None:
+            self.spoken.add(token)
 
 
 @dataclass(slots=True)
@@ -61,6 +71,7 @@ class _Pass:
     """The tokens of one forward pass, part by part."""
 
     parts: list[Part] = field(default_factory=list)
+    reads: bool = False  # parts of prompts
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     adapters: list[LoadedAdapter] = field(default_factory=list)
@@ -77,6 +88,7 @@ class _Pass:
         prompt.make_room(prompt.place.length + len(tokens))
         first = prompt.place.length
         self.parts.append(Chunk(prompt.place, len(tokens)))
+        self.reads = True
         self.tokens += tokens
         self.positions += range(first, first + len(tokens))
         self.adapters += [prompt.adapter] * len(tokens)
@@ -89,17 +101,27 @@ def make_generator(model: AdaptedModel, prefixes: PrefixCache[Prompt] | None = N
     return ContinuousGenerator(TorchRows(model), PrefixCache() if prefixes is None else prefixes, limits)
 
 
-class Chosen(NamedTuple):
-    """Implements `Choices`: the tokens are there already."""
+class Choosing:
+    """Implements `Choices`: a pass and the choice of tokens after it, in parts, each within a context of `using`."""
 
-    rows: Sequence[int]
-    choices: Sequence[Choice]
+    def __init__(
+        self, rows: Sequence[int], parts: Pausing[list[Choice]], using: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.rows = rows
+        self._parts = parts
+        self._using = using
+        self.over = False
 
     def done(self) -> bool:
-        return True
+        if not self.over:
+            with torch.inference_mode(), explained_memory(), self._using():
+                self.over = self._parts.go_on()
+        return self.over
 
     def result(self) -> Sequence[Choice]:
-        return self.choices
+        while not self.done():
+            pass
+        return self._parts.result
 
 
 class TorchRows:
@@ -112,6 +134,10 @@ class TorchRows:
         self._rows: list[_Row] = []
         self._shared = SharedCaches()
         self._pending: dict[Prompt, None] = {}  # those with unread tokens, in the order of their coming
+        self._under_way: Choosing | None = None  # a step of the rows, which others can come in between
+        self._on_cpu = model.base.device.type == "cpu"
+        layers = model.base.config.num_hidden_layers
+        self._pauses = frozenset(part * layers // _PARTS for part in range(1, _PARTS)) if self._on_cpu else frozenset()
         self._token_bytes = 0  # of one token's keys and values; 0 until some are there
 
     @property
@@ -150,34 +176,69 @@ class TorchRows:
     @torch.inference_mode()
     def leave(self, index: int) -> None:
         place = self._rows[index].place
+        if place is not None:
+            self._finish()
         self._rows[index] = self._rows[-1]
         self._rows.pop()
         if place is not None:
             self._shared.release(place)
 
-    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> None:
-        """New rows read their prompts in the pass of all rows."""
+    def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing | None:
+        if self._under_way is None or self._under_way.over:
+            return None  # they are read in the next step
+        places = self._soonest()
+        return self._choosing(places, numbers, allowed, alone=True) if places else None
 
     @torch.inference_mode()
-    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Chosen:
-        with explained_memory():
-            places = self._next_places()
-            rows = [self._rows[place] for place in places]
-            asked = [
-                SampledRow(row.request, numbers[place], row.spoken) for place, row in zip(places, rows, strict=True)
-            ]
-            choices = choose(self._next_logits(rows), asked, of_places(allowed, places))
-        for row, choice in zip(rows, choices, strict=True):
-            row.newest = choice.token
-            if row.spoken is not None:
-                row.spoken.add(choice.token)
-        return Chosen(places, choices)
+    def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing:
+        self._finish()
+        self._settle()
+        new = self._soonest()
+        places = [place for place, row in enumerate(self._rows) if row.begun or place in new]
+        self._under_way = self._choosing(places, numbers, allowed, alone=False)
+        return self._under_way
+
+    def _choosing(
+        self, places: Sequence[int], numbers: Sequence[int], allowed: Mapping[int, BoolArray], *, alone: bool
+    ) -> Choosing:
+        """Start choosing tokens for the rows at these places, in a pass `alone` or with all that is to read."""
+        rows = [self._rows[place] for place in places]
+        asked = [SampledRow(row.request, numbers[place], row.spoken) for place, row in zip(places, rows, strict=True)]
+        may = of_places(allowed, places)
+        with torch.inference_mode():
+            step, ends = self._pass_of(rows, alone=alone)
+        pauses = frozenset[int]() if step.reads else self._pauses
+
+        def compute(pause: Callable[[], None]) -> list[Choice]:
+            split = self._model.base.split
+            hidden = self._run(step, lambda layer: pause() if layer in pauses else None)
+            choices = choose(split.logits(hidden[ends]), asked, may)
+            for row, choice in zip(rows, choices, strict=True):
+                row.append(choice.token)
+            return choices
+
+        choosing = Choosing(places, Pausing(compute), lambda: self._using(step))
+        choosing.done()
+        return choosing
+
+    def _finish(self) -> None:
+        """Let the step of the rows end that is under way: it knows them by their places in the shared caches."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def _settle(self) -> None:
+        """Take rows that have their first token into the shared caches."""
+        for row in self._rows:
+            if row.begun and row.prompt is not None:
+                row.place, row.prompt = self._shared.insert(row.prompt.place), None
 
     @torch.inference_mode()
     def copy(self, index: int) -> Prompt:
         row = self._rows[index]
         if row.prompt is not None:
             return row.prompt
+        self._finish()
         assert row.place is not None
         length = row.place.length
         return Prompt(row.adapter, row_alone(length, row.place.layers(), length))
@@ -190,31 +251,34 @@ class TorchRows:
             self._token_bytes = kept.bytes // kept.capacity
         return CacheSize(self._token_bytes * kept.capacity)
 
-    def _next_places(self) -> list[int]:
-        """The rows that get a token: on a CPU not all new ones, but those with the least to read."""
-        new = [(len(row.prompt.unread) + 1, place) for place, row in enumerate(self._rows) if row.prompt is not None]
-        late, tokens = set[int](), 0
+    def _soonest(self) -> list[int]:
+        """The new rows that are next: on a CPU not all, but those with the least to read."""
+        new = [
+            (len(row.prompt.unread) + 1, place)
+            for place, row in enumerate(self._rows)
+            if row.prompt is not None and not row.begun
+        ]
+        places, tokens = list[int](), 0
         for unread, place in sorted(new):
-            if tokens and tokens + unread > _READ_TOGETHER and self._model.base.device.type == "cpu":
-                late.add(place)
+            if not tokens or tokens + unread <= _READ_TOGETHER or not self._on_cpu:
+                places.append(place)
             tokens += unread
-        return [place for place in range(len(self._rows)) if place not in late]
+        return places
 
-    def _next_logits(self, rows: Sequence[_Row]) -> Tensor:
-        """[R, V] for some rows, from a pass that reads their newest tokens, and what is unread of prompts."""
-        step, last = _Pass(), dict[_Row, int]()
-        self._add_settled(step, last)
-        new = [(row, row.prompt) for row in rows if row.prompt is not None]
-        for row, prompt in new:
-            last[row] = step.add_chunk(prompt, [*prompt.unread, row.newest])
-            self._pending.pop(prompt, None)
-            prompt.unread = []
-        late = {row.prompt for row in self._rows if row.prompt is not None and row not in last}
-        self._add_pending(step, [prompt for prompt in self._pending if prompt not in late])
-        hidden = self._run(step)
-        for row, prompt in new:
-            row.place, row.prompt = self._shared.insert(prompt.place), None
-        return self._model.base.split.logits(hidden[[last[row] for row in rows]])
+    def _pass_of(self, rows: Sequence[_Row], *, alone: bool) -> tuple[_Pass, list[int]]:
+        """A pass that reads the newest tokens of some rows, and what is unread of prompts; where those tokens are."""
+        step, ends = _Pass(), dict[_Row, int]()
+        if not alone:
+            self._add_settled(step, ends)
+        for row in rows:
+            if row.prompt is not None:
+                ends[row] = step.add_chunk(row.prompt, [*row.prompt.unread, row.newest])
+                row.prompt.unread = []
+                self._pending.pop(row.prompt, None)
+        if not alone:
+            late = {row.prompt for row in self._rows if row.prompt is not None}
+            self._add_pending(step, [prompt for prompt in self._pending if prompt not in late])
+        return step, [ends[row] for row in rows]
 
     def _add_settled(self, step: _Pass, last: dict[_Row, int]) -> None:
         """The newest tokens of the rows in the shared caches, by cache and slot."""
@@ -237,19 +301,22 @@ class TorchRows:
     def _read_pending(self) -> None:
         """Read what is unread of prompts, without the rows."""
         if self._pending:
-            with explained_memory():
-                step = _Pass()
-                self._add_pending(step, list(self._pending))
-                self._run(step)
+            step = _Pass()
+            self._add_pending(step, list(self._pending))
+            with explained_memory(), self._using(step):
+                self._run(step, lambda layer: None)
 
-    def _run(self, step: _Pass) -> Tensor:
+    def _using(self, step: _Pass) -> AbstractContextManager[None]:
+        """Within it, each token of the pass takes its adapter."""
+        return self._model.using(step.adapters, [row.adapter for row in self._rows])
+
+    def _run(self, step: _Pass, before: Callable[[int], None]) -> Tensor:
         """Hidden states [N, D] of a pass; keys and values are in the caches afterwards."""
         base = self._model.base
         tokens, positions = (torch.tensor([values], device=base.device) for values in (step.tokens, step.positions))
-        with self._model.using(step.adapters):
-            hidden = base.split.hidden(
-                input_ids=tokens, position_ids=positions, rows=RaggedRows(step.parts), use_cache=False
-            )
+        hidden = base.split.hidden(
+            input_ids=tokens, position_ids=positions, rows=RaggedRows(step.parts, before), use_cache=False
+        )
         for part in step.parts:
             part.advance()
         return hidden[0]

@@ -5,8 +5,8 @@ that reads its prompt contributes a chunk of it, and is attended to alone. Keys 
 way, so the model itself is called without a cache.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -118,10 +118,12 @@ class NewestTokens:
 class RaggedRows:
     """The parts of a step in the order of their tokens."""
 
-    parts: Sequence[Part] = field(default_factory=list)
+    parts: Sequence[Part]
+    before: Callable[[int], None]  # called with the number of each layer before it attends
 
     def attend(self, layer: int, heads: Heads, rule: Rule) -> Tensor:
         """[N, H, D]."""
+        self.before(layer)
         outputs, start = [], 0
         for part in self.parts:
             outputs.append(part.attend(layer, heads.part(start, part.tokens), rule))

@@ -1,6 +1,6 @@
 """Adapters that lie beside one base in memory, and what each token of a call gets of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,10 @@ class AdaptedModel(Protocol):
         """The adapter of that name, None for the base. Raises UsageError where there is none."""
         ...
 
-    def using(self, tokens: Sequence[LoadedAdapter]) -> AbstractContextManager[None]:
-        """Within it, each token of a call takes its adapter."""
+    def using(
+        self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()
+    ) -> AbstractContextManager[None]:
+        """Within it, each token of a call takes its adapter. Other calls, before and after, take those of `beside`."""
         ...
 
 
@@ -90,21 +92,22 @@ class ResidentAdapters:
         self._adaptable.slot.active = self.adapter(name).weights
 
     @contextmanager
-    def using(self, tokens: Sequence[LoadedAdapter]) -> Iterator[None]:
+    def using(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()) -> Iterator[None]:
         slot = self._adaptable.slot
         slot.active = {}
-        slot.mixed = self._updates(tokens)
+        slot.mixed = self._updates(tokens, beside)
         try:
             yield
         finally:
             slot.mixed = None
 
-    def _updates(self, tokens: Sequence[LoadedAdapter]) -> MixedUpdates | None:
+    def _updates(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter]) -> MixedUpdates | None:
         """What each token gets; None where all take the base."""
-        wanted = [adapter for adapter in dict.fromkeys(tokens) if adapter is not BASE]
-        if not wanted:
+        if all(adapter is BASE for adapter in tokens):
             return None
-        members, updates = self._stacked(wanted)
+        members, updates = self._stacked(
+            [adapter for adapter in dict.fromkeys((*tokens, *beside)) if adapter is not BASE]
+        )
         numbers = {adapter: number for number, adapter in enumerate(members)}
         updates.assign([numbers.get(adapter, len(members)) for adapter in tokens], self.base.device)
         return updates
@@ -126,6 +129,8 @@ class TrainedModel:
     def adapter(self, name: str | None) -> LoadedAdapter:
         return BASE if name is None else adapter_called(name, {})
 
-    def using(self, tokens: Sequence[LoadedAdapter]) -> AbstractContextManager[None]:
+    def using(
+        self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()
+    ) -> AbstractContextManager[None]:
         """Nothing to do: the weights stay bound."""
         return nullcontext()
