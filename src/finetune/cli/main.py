@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
     except FinetuneError as error:
         return _report(arguments, error, str(error), error.exit_code)
     except typer.TyperException as error:
-        return _report(arguments, error, _usage(arguments, error.format_message()), error.exit_code)
+        return _report(arguments, error, _usage(error), error.exit_code)
     except typer.Abort as error:
         return _report(arguments, error, "The input ended, so nothing more was done.", 1)
     except OSError as error:
@@ -131,13 +131,14 @@ def _report(arguments: Sequence[str], error: BaseException, message: str, exit_c
     return exit_code
 
 
-def _usage(arguments: Sequence[str], message: str) -> str:
+def _usage(error: typer.TyperException) -> str:
     """A wrong command line: what is wrong, and where the right one is described."""
+    message = error.format_message()
     if message.startswith("Usage:"):
         return message  # a group without a command: its help says it all
-    names = [name for name in arguments[:1] if name in COMMANDS]
+    context = getattr(error, "ctx", None)  # of the command that was being read
     message = message.replace("Value error, ", "")  # typer's own prefix to what a value should be
-    return f"{message}\nSee: {' '.join(['ft', *names, '--help'])}"
+    return f"{message}\nSee: {context.command_path if context else 'ft'} --help"
 
 
 def _disk_said(error: OSError) -> str:

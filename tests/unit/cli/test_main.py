@@ -73,7 +73,8 @@ def test_an_unforeseen_error_says_how_to_report_it(
     ("arguments", "said"),
     [
         (["modles"], "No such command 'modles'. Did you mean 'models'?\nSee: ft --help"),
-        (["models", "info"], "See: ft models --help"),
+        (["models", "info"], "See: ft models info --help"),
+        (["train", "validate", "--nonsense"], "No such option: --nonsense\nSee: ft train validate --help"),
         (["models", "--nonsense"], "No such option: --nonsense"),
         (["train", "start", "demo", "x", "--epochs", "many"], "Invalid value for '--epochs'"),
         (["demo", "--backend", "cuda"], "Invalid value for '--backend': 'cuda' is not one of 'auto', 'mlx'"),
