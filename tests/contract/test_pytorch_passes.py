@@ -8,8 +8,10 @@ from tests.support.decoding import decode, next_events
 from tests.support.engines import open_inference
 from tests.support.tiny_models import VOCABULARY
 
+from finetune.core.errors import OutOfMemory
 from finetune.core.types import GenerationRequest
 from finetune.engines.base import Generator
+from finetune.engines.torch.cache import Cache
 from finetune.engines.torch.engine import TorchEngine
 from finetune.engines.torch.generate import TorchRows
 
@@ -103,6 +105,19 @@ def test_who_leaves_in_the_middle_of_a_step_has_read_what_the_step_makes_it_read
     assert said == {leaving: expected[0][:2], others[0]: expected[1], others[1]: expected[2]}
     longer = GenerationRequest((*requests[0].prompt, *expected[0][:2], 7, 8), 9)
     assert decode(generator, longer) == decode(fresh.generator(), longer)
+
+
+def test_memory_that_runs_out_for_the_keys_of_a_new_row_is_said(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: Cache, like: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    generator.add(GenerationRequest(prompt(9, seed=1), 9))
+    next_events(generator)
+    monkeypatch.setattr(Cache, "_empty", no_room)
+    with pytest.raises(OutOfMemory):
+        next_events(generator)
 
 
 def test_a_step_that_is_given_up_half_done_leaves_the_model_as_it_was(llama: Path) -> None:

@@ -29,6 +29,14 @@ def limits_for(config: Mapping[str, Any], value_bytes: int) -> Limits:
     return Limits(cache_tokens=CACHE_BYTES // token_bytes)
 
 
+PARTS = 4  # of the layers, between which a step on a CPU can be interrupted
+
+
+def between_parts(layers: int) -> list[int]:
+    """The layers before which a part of a step ends."""
+    return sorted({part * layers // PARTS for part in range(1, PARTS)} - {0})
+
+
 class Share(NamedTuple):
     """A part of a step's reading: how many tokens of the prompt of which row."""
 

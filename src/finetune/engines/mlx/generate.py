@@ -23,11 +23,10 @@ from finetune.engines.mlx.sampling import Chosen, RowSampler, moved
 from finetune.engines.mlx.solo import SoloCache, SoloRows
 from finetune.engines.mlx.untraced import undifferentiated
 from finetune.engines.prefixes import PrefixCache
-from finetune.engines.scheduling import limits_for
+from finetune.engines.scheduling import PARTS, between_parts, limits_for
 
 _COLUMNS = 128  # that the batch makes room for at once
 _SHORT = 128  # tokens of a prompt up to which reading it alone leaves the device idle
-_PARTS = 4  # of the layers, between which a step on the CPU can be interrupted
 _MOST_PAST = 128  # columns of keys and values that are laid side by side for it: longer ones cost more than they save
 _MOST_PADDED = 1.25  # columns for each token that is read together with others
 
@@ -76,7 +75,7 @@ class MLXRows:
         self._slots: list[_Row] = []  # in the order of the arrays
         self._lengths = RowLengths([])
         self._early = compat.on_cpu()  # a GPU is busy while Python prepares the next step
-        first_part = len(self._windows) // _PARTS
+        first_part = len(self._windows) // PARTS
         self._layers = [
             LayerCache(self._lengths, window, columns=_COLUMNS, early=self._early and number <= first_part)
             for number, window in enumerate(self._windows)
@@ -199,9 +198,7 @@ class MLXRows:
 
     def _on_the_way(self) -> list[Any]:
         """Keys that layers between the parts of a step add: they are there when the layers in front are done."""
-        count = len(self._layers)
-        between = sorted({part * count // _PARTS for part in range(1, _PARTS)} - {0})
-        return [self._layers[number].newest_key for number in between]
+        return [self._layers[number].newest_key for number in between_parts(len(self._layers))]
 
     def _read(self, caches: Iterable[RowCache]) -> None:
         """Let rows read what they were given, short prompts together."""

@@ -17,7 +17,7 @@ from finetune.core.types import BoolArray, GenerationRequest
 from finetune.engines import decoding
 from finetune.engines.continuous import CacheSize, Choice, ContinuousGenerator, of_places
 from finetune.engines.prefixes import PrefixCache
-from finetune.engines.scheduling import limits_for
+from finetune.engines.scheduling import between_parts, limits_for
 from finetune.engines.torch.cache import CachedRow, SharedCaches, row_alone, with_room
 from finetune.engines.torch.device import explained_memory
 from finetune.engines.torch.pausing import Pausing
@@ -25,7 +25,6 @@ from finetune.engines.torch.ragged import Chunk, NewestTokens, Part, RaggedRows
 from finetune.engines.torch.resident import AdaptedModel, LoadedAdapter
 from finetune.engines.torch.sampling import SampledRow, Spoken, choose, spoken_of
 
-_PARTS = 4  # of the layers, between which a step of the rows pauses on a CPU
 _READ_AGAIN = 16  # tokens that two requests share and nobody has read: reading them twice takes less than a pass does
 _READ_TOGETHER = 192  # tokens of prompts; with more in one pass a CPU takes no less time for each
 
@@ -136,8 +135,7 @@ class TorchRows:
         self._pending: dict[Prompt, None] = {}  # those with unread tokens, in the order of their coming
         self._under_way: Choosing | None = None  # a step of the rows, which others can come in between
         self._on_cpu = model.base.device.type == "cpu"
-        layers = model.base.config.num_hidden_layers
-        self._pauses = frozenset(part * layers // _PARTS for part in range(1, _PARTS)) if self._on_cpu else frozenset()
+        self._pauses = between_parts(model.base.config.num_hidden_layers) if self._on_cpu else []  # before these layers
         self._token_bytes = 0  # of one token's keys and values; 0 until some are there
 
     @property
@@ -183,31 +181,32 @@ class TorchRows:
         if place is not None:
             self._shared.release(place)
 
+    @torch.inference_mode()
     def begin(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing | None:
         if self._under_way is None or self._under_way.over:
             return None  # they are read in the next step
-        places = self._soonest()
-        return self._choosing(places, numbers, allowed, alone=True) if places else None
+        with explained_memory():
+            return self._choosing(self._soonest(), numbers, allowed, alone=True)
 
     @torch.inference_mode()
     def decode(self, numbers: Sequence[int], allowed: Mapping[int, BoolArray]) -> Choosing:
-        self._finish()
-        self._settle()
-        new = self._soonest()
-        places = [place for place, row in enumerate(self._rows) if row.begun or place in new]
-        self._under_way = self._choosing(places, numbers, allowed, alone=False)
-        return self._under_way
+        with explained_memory():
+            self._finish()
+            self._settle()
+            new = self._soonest()
+            places = [place for place, row in enumerate(self._rows) if row.begun or place in new]
+            self._under_way = self._choosing(places, numbers, allowed, alone=False)
+            return self._under_way
 
     def _choosing(
         self, places: Sequence[int], numbers: Sequence[int], allowed: Mapping[int, BoolArray], *, alone: bool
     ) -> Choosing:
-        """Start choosing tokens for the rows at these places, in a pass `alone` or with all that is to read."""
+        """Tokens for the rows at these places, of a pass `alone` or with all that is to read; computed later."""
         rows = [self._rows[place] for place in places]
         asked = [SampledRow(row.request, numbers[place], row.spoken) for place, row in zip(places, rows, strict=True)]
         may = of_places(allowed, places)
-        with torch.inference_mode():
-            step, ends = self._pass_of(rows, alone=alone)
-        pauses = frozenset[int]() if step.reads else self._pauses
+        step, ends = self._pass_of(rows, alone=alone)
+        pauses = [] if step.reads else self._pauses
 
         def compute(pause: Callable[[], None]) -> list[Choice]:
             split = self._model.base.split
@@ -217,9 +216,7 @@ class TorchRows:
                 row.append(choice.token)
             return choices
 
-        choosing = Choosing(places, Pausing(compute), lambda: self._using(step))
-        choosing.done()
-        return choosing
+        return Choosing(places, Pausing(compute), lambda: self._using(step))
 
     def _finish(self) -> None:
         """Let the step of the rows end that is under way: it knows them by their places in the shared caches."""
@@ -276,8 +273,8 @@ class TorchRows:
                 row.prompt.unread = []
                 self._pending.pop(row.prompt, None)
         if not alone:
-            late = {row.prompt for row in self._rows if row.prompt is not None}
-            self._add_pending(step, [prompt for prompt in self._pending if prompt not in late])
+            joined = {row.prompt for row in self._rows}
+            self._add_pending(step, [prompt for prompt in self._pending if prompt not in joined])
         return step, [ends[row] for row in rows]
 
     def _add_settled(self, step: _Pass, last: dict[_Row, int]) -> None:

@@ -39,9 +39,7 @@ class AdaptedModel(Protocol):
         """The adapter of that name, None for the base. Raises UsageError where there is none."""
         ...
 
-    def using(
-        self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()
-    ) -> AbstractContextManager[None]:
+    def using(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter]) -> AbstractContextManager[None]:
         """Within it, each token of a call takes its adapter. Other calls, before and after, take those of `beside`."""
         ...
 
@@ -92,7 +90,7 @@ class ResidentAdapters:
         self._adaptable.slot.active = self.adapter(name).weights
 
     @contextmanager
-    def using(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()) -> Iterator[None]:
+    def using(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter]) -> Iterator[None]:
         slot = self._adaptable.slot
         slot.active = {}
         slot.mixed = self._updates(tokens, beside)
@@ -129,8 +127,6 @@ class TrainedModel:
     def adapter(self, name: str | None) -> LoadedAdapter:
         return BASE if name is None else adapter_called(name, {})
 
-    def using(
-        self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter] = ()
-    ) -> AbstractContextManager[None]:
+    def using(self, tokens: Sequence[LoadedAdapter], beside: Iterable[LoadedAdapter]) -> AbstractContextManager[None]:
         """Nothing to do: the weights stay bound."""
         return nullcontext()
