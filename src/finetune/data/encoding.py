@@ -3,14 +3,16 @@
 What comes out depends on the chunk, the shape and the encoder alone, so any number of processes gives the same bits.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finetune.core.types import BoolArray
+from finetune.data.buffers import empty
 from finetune.data.checks import prompt_key, row_key
 from finetune.data.conversations import RowError
 from finetune.data.formats import LabelError, ShapeCounts, to_example
@@ -23,6 +25,8 @@ from finetune.data.token_store import checksum as checksum_of
 from finetune.data.tokenize import EncodedExample, encode_each
 from finetune.data.tokenizer import TextTokenizer
 
+_AT_ONCE = 16  # rows whose texts and tokens are held beside what there is of the chunk
+
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
@@ -34,8 +38,7 @@ class Encoder:
     include_undesirable: bool = True  # False: rows labelled undesirable are left without tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """How the rows of one file are understood. `shape` None: they are only looked at, to find their shape."""
 
     path: Path
@@ -43,16 +46,14 @@ class Reading:
     shape: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RowFault:
+class RowFault(NamedTuple):
     """A row that something is wrong with. `at` is its line, or its place in the table where it has one."""
 
     at: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReadChunk:
+class ReadChunk(NamedTuple):
     """What there is in a chunk. Numbers and places count from its own beginning."""
 
     rows: int  # bad ones too
@@ -61,57 +62,95 @@ class ReadChunk:
     table: Table
     ids: TokenArray
     mask: BoolArray
-    problems: list[RowFault] = field(default_factory=list)  # by line
-    unknown_labels: list[RowFault] = field(default_factory=list)  # by line
-    refused: list[RowFault] = field(default_factory=list)  # by place in the table
+    problems: Sequence[RowFault] = ()  # by line
+    unknown_labels: Sequence[RowFault] = ()  # by line
+    refused: Sequence[RowFault] = ()  # by place in the table
 
 
 def read_chunk(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk:
     """Read a chunk, and encode its rows where there is an encoder. Raises DataError for text that is no text."""
-    broken = BrokenLines()
-    raw = list(rows_of(chunk, reading.path, broken))
-    found = ReadChunk(
-        len(raw),
-        ShapeCounts.of((value for _, value in raw), reading.columns),
-        broken,
-        np.empty(0, ROW),
-        *_no_tokens(encoder),
-    )
-    if reading.shape is None or broken.count:
-        return found
-    examples = list(_examples(raw, reading, reading.shape, found))
-    table, ids, mask = _encoded(examples, encoder, found.refused)
-    return ReadChunk(
-        found.rows, found.shapes, broken, table, ids, mask, found.problems, found.unknown_labels, found.refused
-    )
+    broken, found = BrokenLines(), _Found(reading, encoder)
+    rows = rows_of(chunk, reading.path, broken)
+    while some := list(itertools.islice(rows, _AT_ONCE)):
+        found.add(some)
+    return found.chunk(broken)
+
+
+class _Found:
+    """What there is in the rows of a chunk so far. Of their texts nothing is kept."""
+
+    def __init__(self, reading: Reading, encoder: Encoder | None) -> None:
+        self._reading = reading
+        self._encoder = encoder
+        self._shapes = ShapeCounts()
+        self._tables = [np.empty(0, ROW)]
+        ids, mask = _no_tokens(encoder)
+        self._ids, self._masks = [ids], [mask]
+        self._rows = self._places = self._tokens = 0
+        self._problems, self._unknown_labels, self._refused = (list[RowFault]() for _ in range(3))
+
+    def add(self, raw: Sequence[tuple[int, Any]]) -> None:
+        """Some more rows, each with its line."""
+        self._shapes.count((value for _, value in raw), self._reading.columns)
+        if self._reading.shape is not None:
+            self._append(*_encoded(list(self._examples(raw, self._reading.shape)), self._encoder))
+        self._rows += len(raw)
+
+    def chunk(self, broken: BrokenLines) -> ReadChunk:
+        """All of it; without the rows where lines cannot be read."""
+        if broken.count:
+            return ReadChunk(self._rows, self._shapes, broken, np.empty(0, ROW), *_no_tokens(self._encoder))
+        return ReadChunk(
+            self._rows,
+            self._shapes,
+            broken,
+            np.concatenate(self._tables),
+            np.concatenate(self._ids),
+            np.concatenate(self._masks),
+            self._problems,
+            self._unknown_labels,
+            self._refused,
+        )
+
+    def _examples(self, raw: Sequence[tuple[int, Any]], shape: str) -> Iterator[tuple[int, Example]]:
+        """The rows that can be used, with their numbers."""
+        file = self._reading.path.name
+        for number, (line, value) in enumerate(raw, start=self._rows):
+            try:
+                yield number, to_example(RawRow(Origin(file, line), value), shape, self._reading.columns)
+            except LabelError as error:
+                self._unknown_labels.append(RowFault(line, str(error)))
+            except RowError as error:
+                self._problems.append(RowFault(line, str(error)))
+
+    def _append(self, table: Table, ids: TokenArray, mask: BoolArray, refused: Sequence[RowFault]) -> None:
+        table["start"] += self._tokens
+        self._refused += [RowFault(self._places + fault.at, fault.reason) for fault in refused]
+        self._tables.append(table)
+        self._ids.append(ids)
+        self._masks.append(mask)
+        self._tokens += len(ids)
+        self._places += len(table)
 
 
 def _no_tokens(encoder: Encoder | None) -> tuple[TokenArray, BoolArray]:
-    return np.empty(0, token_type(encoder.tokenizer.largest_id if encoder else 0)), np.empty(0, np.bool_)
+    return np.empty(0, ids_type(encoder)), np.empty(0, np.bool_)
 
 
-def _examples(
-    raw: Sequence[tuple[int, Any]], reading: Reading, shape: str, found: ReadChunk
-) -> Iterator[tuple[int, Example]]:
-    """The rows that can be used, with their numbers."""
-    file = reading.path.name
-    for number, (line, value) in enumerate(raw):
-        try:
-            yield number, to_example(RawRow(Origin(file, line), value), shape, reading.columns)
-        except LabelError as error:
-            found.unknown_labels.append(RowFault(line, str(error)))
-        except RowError as error:
-            found.problems.append(RowFault(line, str(error)))
+def ids_type(encoder: Encoder | None) -> type[np.uint16] | type[np.int32]:
+    """The type of the ids, as they are stored."""
+    return token_type(encoder.tokenizer.largest_id if encoder else 0)
 
 
 def _encoded(
-    examples: Sequence[tuple[int, Example]], encoder: Encoder | None, refused: list[RowFault]
-) -> tuple[Table, TokenArray, BoolArray]:
+    examples: Sequence[tuple[int, Example]], encoder: Encoder | None
+) -> tuple[Table, TokenArray, BoolArray, list[RowFault]]:
+    """Records, tokens and masks of some rows, and those that the template refuses, by their place among them."""
     table = np.zeros(len(examples), ROW)
     for record, (number, example) in zip(table, examples, strict=True):
         _describe(record, number, example)
     if encoder is None:
-        return table, *_no_tokens(None)
+        return table, *_no_tokens(None), []
     wanted = [
         place
         for place, (_, example) in enumerate(examples)
@@ -123,7 +162,7 @@ def _encoded(
         tokenizer=encoder.tokenizer,
         train_on_prompt=encoder.train_on_prompt,
     )
-    return table, *_placed(table, wanted, rows, encoder, refused)
+    return table, *_placed(table, wanted, rows, encoder)
 
 
 def _describe(record: Any, number: int, example: Example) -> None:
@@ -142,11 +181,11 @@ def _describe(record: Any, number: int, example: Example) -> None:
 
 
 def _placed(
-    table: Table, places: Sequence[int], rows: Sequence[EncodedExample], encoder: Encoder, refused: list[RowFault]
-) -> tuple[TokenArray, BoolArray]:
-    """Tokens end to end; the records say where each row's are."""
-    count, start = sum(len(row.ids) for row in rows), 0
-    all_ids, all_masks = np.empty(count, _no_tokens(encoder)[0].dtype), np.empty(count, np.bool_)
+    table: Table, places: Sequence[int], rows: Sequence[EncodedExample], encoder: Encoder
+) -> tuple[TokenArray, BoolArray, list[RowFault]]:
+    """Tokens end to end; the records say where each row's are. Rows that the template refuses have none."""
+    count, start, refused = sum(len(row.ids) for row in rows), 0, list[RowFault]()
+    all_ids, all_masks = empty(count, ids_type(encoder)), empty(count, np.bool_)
     for place, row in zip(places, rows, strict=True):
         record = table[place]
         if row.refusal is not None:
@@ -161,4 +200,4 @@ def _placed(
         record["checksum"] = checksum_of(all_ids[own], all_masks[own])
         record["unseen"] = sum(1 << ROLES.index(role) for role in row.unseen_roles)
         start = own.stop
-    return all_ids, all_masks
+    return all_ids, all_masks, refused

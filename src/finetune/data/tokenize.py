@@ -35,7 +35,7 @@ def encode_each(
     """Render, tokenise and mask each example. All are tokenised in one call."""
     rendered = [_rendered_or_reason(example, template) for example in examples]
     texts = [row.text for row in rendered if isinstance(row, RenderedRow)]
-    tokens = iter(tokenizer.encode_batch(texts))
+    tokens = tokenizer.encode_batch(texts)
     return [
         EncodedExample(_NOTHING, _NOTHING.astype(np.bool_), refusal=row)
         if isinstance(row, str)

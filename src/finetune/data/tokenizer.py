@@ -6,7 +6,7 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,14 +65,18 @@ class TextTokenizer:
 
     def encode(self, text: str) -> tuple[IntArray, IntArray]:
         """Token ids [n] and character ranges [n, 2]. Adds nothing; special tokens in the text are recognised."""
-        return self.encode_batch([text])[0]
+        return next(self.encode_batch([text]))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tuple[IntArray, IntArray]]:
-        """`encode` for many texts, which is faster than one by one."""
-        found = [None if self._words is None else self._words.encode(text) for text in texts]
-        rest = [text for text, tokens in zip(texts, found, strict=True) if tokens is None]
+    def encode_batch(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, IntArray]]:
+        """`encode` for many texts, which is faster than one by one: in turn, so that not all ranges are held."""
+        words = self._words
+        rest = [text for text in texts if words is None or not text.isascii()]
         others = map(_arrays, self._backend.encode_batch(rest, add_special_tokens=False) if rest else ())
-        return [next(others) if tokens is None else tokens for tokens in found]
+        for text in texts:
+            if words is None or not text.isascii():
+                yield next(others)
+            else:
+                yield words.encode(text) or _arrays(self._backend.encode(text, add_special_tokens=False))
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """The ids to generate from: `text` with exactly one BOS where the model wants one."""
