@@ -9,8 +9,8 @@ import math
 from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
-LIBRARIES = 300 * 2**20  # of a process that has loaded a model of no size
-MODEL_CLASSES = 40 * 2**20  # of those, what is imported with the model and at the first step
+LIBRARIES = 120 * 2**20  # of a process that has loaded a model of no size
+MODEL_CLASSES = 50 * 2**20  # of those, what is imported with the model and at the first step
 _LOGITS = 1 << 22  # values that go through the loss together
 _FEWEST_ROWS = 64
 # Arrays of a chunk: logits, their distances from the largest, the two that exp is made of and its result, the gradient

@@ -91,14 +91,8 @@ def evaluate(
     say_what_was_assumed(subject, on_notice)
     source = resolve_base(subject)
     tokenizer = TextTokenizer.open(source.path)
-    wanted = GENERATED if generate is None else generate
-    held_out = _rows(
-        subject, source, tokenizer, data=data, template=template, generate=wanted, on_notice=on_notice
-    ).first(limit)
-    if generate is None and not any(sample.is_answer for sample in held_out.samples):
-        held_out = replace(held_out, samples=held_out.samples[:CONTINUED])
-    if not held_out.rows:
-        raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
+    rows = _rows(subject, source, tokenizer, data=data, template=template, generate=generate, on_notice=on_notice)
+    held_out = _usable(rows.first(limit), all_answered=generate is not None)
     questions = _questions(held_out, source, tokenizer, on_notice)
     evaluator = _evaluator(subject, source, tokenizer, held_out, questions=questions, on_notice=on_notice)
     base, tuned = _scores(subject, source, evaluator, on_progress)
@@ -155,22 +149,32 @@ def _rows(
     *,
     data: Path | str | None,
     template: str | None,
-    generate: int,
+    generate: int | None,
     on_notice: OnNotice,
 ) -> HeldOut:
+    samples = GENERATED if generate is None else generate
     if data is None and subject.run is None:
         raise UsageError("There are no rows to evaluate on. Give --data, or a run, whose validation rows are used.")
     if data is None and subject.run is not None:
-        return rows_of_run(subject.run, tokenizer, source, samples=generate, template=template)
+        return rows_of_run(subject.run, tokenizer, source, samples=samples, template=template)
     return rows_of_file(
         Path(str(data)),
         tokenizer,
         source,
         config=None if subject.run is None else subject.run.config.data,
-        samples=generate,
+        samples=samples,
         template=template or trained_template(subject),
         on_notice=on_notice,
     )
+
+
+def _usable(held_out: HeldOut, *, all_answered: bool) -> HeldOut:
+    """Rows to evaluate on; of plain text a few samples, unless their number was asked for."""
+    if not held_out.rows:
+        raise DataError(f"{held_out.data} has no row to evaluate on. Give another file with --data.")
+    if all_answered or any(sample.is_answer for sample in held_out.samples):
+        return held_out
+    return replace(held_out, samples=held_out.samples[:CONTINUED])
 
 
 def _questions(held_out: HeldOut, source: ModelSource, tokenizer: TextTokenizer, on_notice: OnNotice) -> list[Question]:

@@ -17,8 +17,11 @@ import mlx.core as mx
 from mlx import nn
 
 from finetune.core.errors import ModelError
+from finetune.engines.mlx import light
 from finetune.engines.mlx.windows import keep_windows
 from finetune.models.older_names import with_older_names
+
+light.import_lightly()
 
 _ATTENTION = "scaled_dot_product_attention"
 _SWIGLU = "swiglu"
@@ -34,10 +37,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises ModelError where it is missing or damaged.
     """
-    from mlx_lm.utils import load_config
-
     try:
-        return with_older_names(load_config(path))
+        return with_older_names(light.utils().load_config(path))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path / 'config.json'} cannot be read: {error}. Copy the model again.") from None
 
@@ -47,10 +48,8 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
     Raises ModelError for an architecture that mlx-lm lacks, or values that it does not accept.
     """
-    from mlx_lm.utils import _get_classes
-
     try:
-        model_class, arguments_class = _get_classes(dict(config))
+        model_class, arguments_class = light.utils()._get_classes(dict(config))
     except ValueError:
         raise ModelError(
             f"model_type {config.get('model_type')!r} is not an architecture that mlx-lm {version('mlx-lm')} has. "
@@ -185,8 +184,6 @@ def sanitize(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
 
 def quantize_like(model: Any, config: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
     """Give the model quantised layers where the files hold quantised weights."""
-    from mlx_lm.utils import infer_quant_config
-
     settings = config.get("quantization")
     if settings is None:
         if config.get("quantization_config"):
@@ -201,7 +198,7 @@ def quantize_like(model: Any, config: Mapping[str, Any], weights: Mapping[str, A
             return settings[path]
         if not isinstance(module, nn.Linear | nn.Embedding) or f"{path}.scales" not in weights:
             return False
-        return infer_quant_config(path, module, weights)
+        return light.utils().infer_quant_config(path, module, weights)
 
     nn.quantize(
         model,
@@ -214,12 +211,11 @@ def quantize_like(model: Any, config: Mapping[str, Any], weights: Mapping[str, A
 
 def save_packed(model: Any, config: Mapping[str, Any], *, bits: int, group: int, destination: Path) -> None:
     """Pack a model as mlx-lm does and write its weights and config.json."""
-    from mlx_lm.utils import quantize_model, save_config, save_model
-
+    utils = light.utils()
     with redirect_stdout(StringIO()):  # it prints how many bits a weight has
-        packed, document = quantize_model(model, dict(config), group, bits)
-    save_model(destination, packed, donate_model=True)
-    save_config(document, destination / "config.json")
+        packed, document = utils.quantize_model(model, dict(config), group, bits)
+    utils.save_model(destination, packed, donate_model=True)
+    utils.save_config(document, destination / "config.json")
 
 
 def new_cache(model: Any) -> list[Any]:
