@@ -7,8 +7,9 @@ functions that are not linear. Norms, attention, products with adapters and the 
 from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
-LIBRARIES = 360 * 2**20  # of a process that has loaded a model of no size
-MODEL_CLASSES = 90 * 2**20  # of those, what is imported with the model and at the first step
+LIBRARIES = 376 * 2**20  # of a process that has taken steps with a model of no size
+_BITSANDBYTES = 56 * 2**20  # imported for 4 bits
+MODEL_CLASSES = 36 * 2**20  # of those, what is imported with the model and at the first steps
 _LOGITS = 7 << 20  # values that go through the loss together
 _FEWEST_ROWS = 64
 _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, themselves in 8 bits
@@ -16,7 +17,7 @@ _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, them
 # PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a step
 # frees is not filled by the next array of that size. Blocks above the limit are mapped one by one, and leave no hole.
 _HOLES = 0.4
-_LARGEST_IN_HEAP = {False: 32 * 2**20, True: 4 * 2**20}  # by `returns_memory`
+_LARGEST_IN_HEAP = {False: 32 * 2**20, True: 256 * 2**10}  # by `returns_memory`
 
 
 def kept(model: Architecture, run: PlannedRun) -> Kept:
@@ -45,7 +46,7 @@ def _norms(model: Architecture, run: PlannedRun) -> float:
 
 def _attention(model: Architecture, run: PlannedRun) -> float:
     """Queries, keys and values as attention reads them, and its result: of each document, and end to end."""
-    blocks, rows = _in_blocks(run), run.reads.result * model.query_width
+    blocks, rows = _in_blocks(model, run), run.reads.result * model.query_width
     if model.soft_capped and not blocks:
         repeated = 3 * model.query_width  # keys and values for every head
         return rows + repeated + run.longest * (2 * model.heads + 1 / run.value_bytes)  # tanh, weights, and a mask
@@ -55,9 +56,9 @@ def _attention(model: Architecture, run: PlannedRun) -> float:
     return values
 
 
-def _in_blocks(run: PlannedRun) -> bool:
+def _in_blocks(model: Architecture, run: PlannedRun) -> bool:
     """Whether attention is the project's own on the CPU, which keeps nothing but what it reads."""
-    return run.on_cpu and run.value_bytes < FLOAT32
+    return run.on_cpu and (run.value_bytes < FLOAT32 or model.soft_capped)
 
 
 def _adapted_products(model: Architecture, run: PlannedRun) -> int:
@@ -65,7 +66,7 @@ def _adapted_products(model: Architecture, run: PlannedRun) -> int:
     values = 0 if model.norms == 4 else (run.reads.result + run.reads.product) * model.width
     if not (model.fused_attention or model.query_norms):
         values += run.reads.attention * (model.query_width + model.kv_width)
-    if model.soft_capped and not _in_blocks(run):
+    if model.soft_capped and not _in_blocks(model, run):
         values += run.reads.attention * model.kv_width
     return values
 
@@ -117,4 +118,4 @@ def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
 
 def libraries(run: PlannedRun) -> int:
     """The process without arrays."""
-    return max(LIBRARIES, run.resident + MODEL_CLASSES)
+    return max(LIBRARIES, run.resident + MODEL_CLASSES) + (_BITSANDBYTES if run.bits == 4 else 0)

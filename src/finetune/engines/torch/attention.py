@@ -52,7 +52,8 @@ def attention(
         return rows.attend(module.layer_idx, _by_token(query, key, value), rule)[None], None
     if documents is None:
         return attend(query, key, value, attention_mask, rule).transpose(1, 2), None
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # in float32 the fused attention is faster
+    fused = query.dtype != torch.bfloat16 and softcap is None  # PyTorch's own has no cap, and is slow in 16 bits
+    if query.device.type == "cpu" and not fused:
         return attend_documents(*_by_token(query, key, value), Plan(documents.lengths, rule))[None], None
     parts = [torch.split(part, list(documents.lengths), dim=2) for part in (query, key, value)]
     output = torch.cat([attend(q, k, v, None, rule) for q, k, v in zip(*parts, strict=True)], dim=2)
