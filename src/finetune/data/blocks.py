@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from finetune.core.errors import DataError
 
@@ -27,8 +27,7 @@ class Readable(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Bytes of a file, uncompressed. `line` and `byte` say where it begins, counted from 1 and from 0."""
 
     content: bytes
@@ -46,6 +45,17 @@ class Block:
             raise DataError(f"{path}:{line}: NUL bytes: this is no text file. Known: {', '.join(SUFFIXES)}.")
         return text.replace("\r\n", "\n")
 
+    def lines(self, path: Path) -> Iterator[tuple[int, str]]:
+        """Each line with its number. Raises as `text`.
+
+        Each is decoded by itself: with one wide character a text takes two or four bytes for every character.
+        """
+        number, start = self.line, 0
+        while start < len(self.content):
+            end = self.content.find(b"\n", start) + 1 or len(self.content)
+            yield number, Block(self.content[start:end], number, self.byte + start).text(path).removesuffix("\n")
+            number, start = number + 1, end
+
     def _not_utf8(self, path: Path, at: int) -> str:
         line = self.line + self.content.count(b"\n", 0, at)
         return (
@@ -55,16 +65,19 @@ class Block:
 
 
 def line_blocks(path: Path) -> Iterator[Block]:
-    """Whole lines, together about PIECE bytes; a longer line comes by itself."""
-    line, byte, kept = 1, 0, list[bytes]()
-    for piece in _pieces(path):
-        cut = piece.rfind(b"\n") + 1
-        if not cut:
-            kept.append(piece)
-            continue
-        content = b"".join((*kept, piece[:cut]))
-        yield _without_mark(Block(content, line, byte))
-        line, byte, kept = line + content.count(b"\n"), byte + len(content), [piece[cut:]]
+    """Whole lines, together at most PIECE bytes, or more where one is longer."""
+    line, byte, kept, held = 1, 0, list[bytes](), 0
+    with opened(path) as file:
+        while piece := file.read(PIECE - held % PIECE):
+            cut = piece.rfind(b"\n") + 1
+            held += len(piece)
+            if not cut:
+                kept.append(piece)
+                continue
+            content = b"".join((*kept, piece[:cut]))
+            yield _without_mark(Block(content, line, byte))
+            line, byte, held = line + content.count(b"\n"), byte + len(content), held - len(content)
+            kept = [piece[cut:]]
     if last := b"".join(kept):
         yield _without_mark(Block(last, line, byte))
 

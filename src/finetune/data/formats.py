@@ -52,16 +52,13 @@ class ShapeCounts:
     columns: set[str] = field(default_factory=set)  # of the file, before mapping
     from_value: set[str] = field(default_factory=set)  # conversation columns whose first turns have `from`, not `role`
 
-    @classmethod
-    def of(cls, values: Iterable[Any], columns: Mapping[str, str]) -> "ShapeCounts":
-        """Count rows as a file has them."""
-        counts = cls()
+    def count(self, values: Iterable[Any], columns: Mapping[str, str]) -> None:
+        """Count some more rows, as a file has them."""
         for value in values:
             if isinstance(value, dict):
-                counts.columns.update(value)
+                self.columns.update(value)
             if isinstance(value, dict | str):
-                counts._count(as_known(value, columns))
-        return counts
+                self._count(as_known(value, columns))
 
     def _count(self, value: dict[str, Any] | str) -> None:
         if isinstance(value, str):
@@ -122,7 +119,9 @@ class ShapeCounts:
 
 def detect_shape(rows: Sequence[RawRow], columns: Mapping[str, str]) -> Shape:
     """The shape of most rows, which are those of one file. Raises as `ShapeCounts.shape`."""
-    return ShapeCounts.of((row.value for row in rows), columns).shape(rows[0].origin.file, columns)
+    counts = ShapeCounts()
+    counts.count((row.value for row in rows), columns)
+    return counts.shape(rows[0].origin.file, columns)
 
 
 def to_example(row: RawRow, shape: str, columns: Mapping[str, str]) -> Example:

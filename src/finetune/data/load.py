@@ -19,7 +19,7 @@ from finetune.core.machine import allow_open_files, return_freed_memory, tidied,
 from finetune.data import parsers
 from finetune.data.blocks import Block, is_zipped
 from finetune.data.checks import check_error_rate
-from finetune.data.encoding import Encoder, Reading, RowFault, read_chunk
+from finetune.data.encoding import Encoder, Reading, RowFault, ids_type, read_chunk
 from finetune.data.formats import Shape, ShapeCounts
 from finetune.data.loaded import LoadedData, LoadedFile, RowKinds
 from finetune.data.parsers import BrokenLines
@@ -27,7 +27,7 @@ from finetune.data.progress import Progress, tell
 from finetune.data.readers import Chunk, SourceFile, data_files, open_path, suffix_of
 from finetune.data.rows import Origin, Problem
 from finetune.data.token_cache import TokenCache, key_of, token_cache
-from finetune.data.token_store import FILES_OF_ENTRY, MemoryWriter, StoreWriter, TokenStore, token_type
+from finetune.data.token_store import FILES_OF_ENTRY, MemoryWriter, StoreWriter, TokenStore
 from finetune.data.workers import Processing, processing
 
 LARGE = 8 * 2**20  # bytes of data from which processes and the cache pay: about three seconds of work
@@ -200,11 +200,6 @@ def cache_key(source: SourceFile, columns: Mapping[str, str], encoder: Encoder |
         }
     name = suffix_of(source.path)
     return key_of({"sha256": source.sha256, "name": name, "columns": dict(columns), "encoder": how})
-
-
-def ids_type(encoder: Encoder | None) -> type[np.uint16] | type[np.int32]:
-    """The type of the stored ids."""
-    return token_type(encoder.tokenizer.largest_id if encoder else 0)
 
 
 def _first_chunk(source: SourceFile, columns: Mapping[str, str]) -> tuple[str | None, npt.NDArray[Any]]:

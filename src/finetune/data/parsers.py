@@ -59,18 +59,18 @@ def parse_json(path: Path, text: str) -> list[tuple[int, Any]]:
     if value is not None:
         return list(_with_key(text, value).rows(path))
     broken = BrokenLines()
-    rows = list(_lines(path, text, 1, broken))
+    rows = list(_rows_of_lines(path, enumerate(text.split("\n"), start=1), broken))
     broken.refuse(path, JSON_ADVICE)
     return rows
 
 
 def json_lines(path: Path, block: Block, broken: BrokenLines) -> Rows:
     """The rows of some lines of JSONL; lines that are not JSON go to `broken`."""
-    return _lines(path, block.text(path), block.line, broken)
+    return _rows_of_lines(path, block.lines(path), broken)
 
 
-def _lines(path: Path, text: str, first: int, broken: BrokenLines) -> Rows:
-    for number, line in enumerate(text.split("\n"), start=first):
+def _rows_of_lines(path: Path, lines: Iterable[tuple[int, str]], broken: BrokenLines) -> Rows:
+    for number, line in lines:
         if not line.strip():
             continue
         try:

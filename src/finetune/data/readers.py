@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from finetune.core.errors import DataError
 from finetune.core.files import sha256_of
@@ -29,8 +29,7 @@ class RawRow:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRows:
+class ParsedRows(NamedTuple):
     """Some rows of a file, each with its line."""
 
     values: list[tuple[int, Any]]

@@ -4,7 +4,7 @@ The whole text of a row is tokenised once, and a token is trained on when it cov
 the prompt need not be a prefix of the row once tokenised, and no marker is searched for among the ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,16 +32,26 @@ class EncodedExample:
 def encode_each(
     examples: Sequence[Example], *, template: Template, tokenizer: TextTokenizer, train_on_prompt: bool = False
 ) -> list[EncodedExample]:
-    """Render, tokenise and mask each example. All are tokenised in one call."""
-    rendered = [_rendered_or_reason(example, template) for example in examples]
-    texts = [row.text for row in rendered if isinstance(row, RenderedRow)]
-    tokens = iter(tokenizer.encode_batch(texts))
-    return [
-        EncodedExample(_NOTHING, _NOTHING.astype(np.bool_), refusal=row)
-        if isinstance(row, str)
-        else _masked(row, *next(tokens), tokenizer, train_on_prompt)
-        for row in rendered
-    ]
+    """Render, tokenise and mask each example."""
+    rendered = render_each(examples, template)
+    return list(encode_rendered(rendered, tokenizer=tokenizer, train_on_prompt=train_on_prompt))
+
+
+def render_each(examples: Iterable[Example], template: Template) -> list[RenderedRow | str]:
+    """Each as text with its answers, or why the template refuses it."""
+    return [_rendered_or_reason(example, template) for example in examples]
+
+
+def encode_rendered(
+    rendered: Collection[RenderedRow | str], *, tokenizer: TextTokenizer, train_on_prompt: bool = False
+) -> Iterator[EncodedExample]:
+    """Tokenise and mask what `render_each` gives, in turn."""
+    tokens = tokenizer.encode_batch([row.text for row in rendered if isinstance(row, RenderedRow)])
+    for row in rendered:
+        if isinstance(row, str):
+            yield EncodedExample(_NOTHING, _NOTHING.astype(np.bool_), refusal=row)
+        else:
+            yield _masked(row, *next(tokens), tokenizer, train_on_prompt)
 
 
 def _masked(

@@ -6,7 +6,7 @@ the directory's own code. `tokenizer.json` is read as it is; older layouts are c
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from finetune.data.sentencepiece_bpe import open_sentencepiece_bpe
 from finetune.data.word_memory import WordMemory
 
 _LARGEST_ID = 100_000_000
+_AT_ONCE = 16  # texts; the library holds some hundred bytes for each of their tokens
 SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -65,14 +66,18 @@ class TextTokenizer:
 
     def encode(self, text: str) -> tuple[IntArray, IntArray]:
         """Token ids [n] and character ranges [n, 2]. Adds nothing; special tokens in the text are recognised."""
-        return self.encode_batch([text])[0]
+        return next(self.encode_batch([text]))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[tuple[IntArray, IntArray]]:
-        """`encode` for many texts, which is faster than one by one."""
+    def encode_batch(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, IntArray]]:
+        """`encode` for many texts, which is faster than one by one. Of few at a time are the ranges in memory."""
+        for start in range(0, len(texts), _AT_ONCE):
+            yield from self._encoded(texts[start : start + _AT_ONCE])
+
+    def _encoded(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, IntArray]]:
         found = [None if self._words is None else self._words.encode(text) for text in texts]
         rest = [text for text, tokens in zip(texts, found, strict=True) if tokens is None]
         others = map(_arrays, self._backend.encode_batch(rest, add_special_tokens=False) if rest else ())
-        return [next(others) if tokens is None else tokens for tokens in found]
+        return (next(others) if tokens is None else tokens for tokens in found)
 
     def prompt_ids(self, text: str) -> tuple[int, ...]:
         """The ids to generate from: `text` with exactly one BOS where the model wants one."""

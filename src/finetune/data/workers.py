@@ -12,7 +12,6 @@ import os
 import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 from collections import deque
@@ -30,7 +29,6 @@ from finetune.data.readers import Chunk
 # Works on the chunks of one file; results are in the order of the chunks.
 Processing: TypeAlias = Callable[[Iterable[Chunk], Reading, Encoder | None], Iterator[ReadChunk]]
 
-_LENGTH = struct.Struct("<Q")
 _START = "import sys; sys.path[:] = {path!r}; from finetune.data.workers import serve; serve()"
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -165,23 +163,20 @@ def _result(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChun
 
 
 def _send(pipe: IO[bytes] | None, value: Any) -> None:
+    """Into the pipe as it is pickled: nowhere is there a copy of the whole.
+
+    What goes with every chunk are named tuples: each time that a dataclass with slots is pickled, Python keeps a freed
+    tuple, up to 2,000 of every length.
+    """
     assert pipe is not None
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
+    pickle.dump(value, pipe, pickle.HIGHEST_PROTOCOL)
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes] | None) -> Any:
+    """Raises EOFError at the end, and UnpicklingError in the midst."""
     assert pipe is not None
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    data = pipe.read(length)
-    if len(data) < length:
-        raise EOFError
-    return pickle.loads(data)
+    return pickle.load(pipe)
 
 
 def _close(pipe: IO[bytes]) -> None:
