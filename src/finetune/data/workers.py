@@ -120,7 +120,7 @@ class _Pool:
         waiting: deque[Future[ReadChunk]] = deque()
         for chunk in chunks:
             waiting.append(self._threads.submit(self._one, chunk, reading, encoder))
-            if len(waiting) > 2 * len(self._workers):
+            if len(waiting) > len(self._workers) + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
