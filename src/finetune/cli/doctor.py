@@ -99,11 +99,16 @@ def _hub(record: dict[str, Any]) -> str:
     return f"{record['endpoint']} {'can' if record['reachable'] else 'cannot'} be reached, {token}"
 
 
+def _rate(gflops: float) -> str:
+    """Whole numbers, but for rates that would look like none."""
+    return f"{gflops:,.0f}" if gflops >= 10 else f"{gflops:.1f}"
+
+
 def _engine(engine: dict[str, Any]) -> str:
     """Version, device, speed of matrix products, and the type that `model.dtype: auto` takes."""
     if not engine["available"]:
         return "not available"
-    speed = ", ".join(f"{rate:,.0f} in {dtype}" for dtype, rate in engine["matmul_gflops"].items())
+    speed = ", ".join(f"{_rate(rate)} in {dtype}" for dtype, rate in engine["matmul_gflops"].items())
     return (
         f"{engine['version']} on {engine['device']}; GFLOP/s of a matrix product: {speed}; "
         f"computes 16-bit models in {engine['auto_dtype']}"

@@ -5,6 +5,7 @@ Every term is counted from what the engines keep (`pytorch.py`, `mlx.py`), not f
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from finetune.models.architecture import Architecture
 from finetune.planning import mlx, pytorch
@@ -22,6 +23,7 @@ class MemoryPlan:
     optimizer: int
     activations: int
     logits: int
+    update: int  # what the update of the largest weight makes on its way
     holes: int  # freed memory that the C library keeps
     libraries: int
     present: int  # of the libraries, what the process holds already
@@ -30,7 +32,7 @@ class MemoryPlan:
     @property
     def arrays(self) -> int:
         """What MLX and CUDA count."""
-        return self.weights + self.trained + self.optimizer + self.activations + self.logits
+        return self.weights + self.trained + self.optimizer + self.activations + self.logits + self.update
 
     @property
     def growth(self) -> int:
@@ -43,15 +45,45 @@ class MemoryPlan:
         return self.arrays + self.holes + self.libraries
 
 
-def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
-    """The peak of a training step, with everything that stays around it.
+class _Moment(NamedTuple):
+    """Bytes at one moment of a step, beside those that are always there."""
 
-    A step needs most either in the loss, with the activations of all layers and chunks of logits, or in the backward
-    pass of its last layer. What MLX makes ahead in the loss may belong to that pass already.
+    gradients: int
+    activations: int = 0
+    logits: int = 0
+    update: int = 0
+
+
+def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
+    """The peak of a training step, with everything that stays around it."""
+    engine = _ENGINES[run.engine]
+    trained = _trained(model, run)
+    copies = 0 if run.method == "full" and run.value_bytes == FLOAT32 else trained
+    update = _Moment(FLOAT32 * trained, update=engine.updating(model, run))
+    most = max(_in_passes(model, run), update, key=sum)
+    return MemoryPlan(
+        weights=engine.weights(model, run),
+        trained=FLOAT32 * copies + most.gradients,
+        optimizer=run.moments * FLOAT32 * trained,
+        activations=most.activations,
+        logits=most.logits,
+        update=most.update,
+        holes=engine.holes(model, run),
+        libraries=engine.libraries(run),
+        present=run.resident,
+        returns_memory=run.returns_memory,
+    )
+
+
+def _trained(model: Architecture, run: PlannedRun) -> int:
+    return model.parameters if run.method == "full" else run.adapter_parameters
+
+
+def _in_passes(model: Architecture, run: PlannedRun) -> _Moment:
+    """Most is needed in the loss, with activations of all layers and chunks of logits, or on the way back through the
+    last layer. What MLX makes ahead in the loss may belong to that way already.
     """
     engine = _ENGINES[run.engine]
-    trained = model.parameters if run.method == "full" else run.adapter_parameters
-    copies = 0 if run.method == "full" and run.value_bytes == FLOAT32 else trained
     kept = engine.kept(model, run)
     logits = engine.logits(model, run)
     layer = (kept.inner + kept.narrow) * run.tokens * run.value_bytes
@@ -59,14 +91,5 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
     back = layer * run.recompute + kept.passing * run.tokens * run.value_bytes + engine.unpacked(model, run)
     beside = engine.beside_loss(model, run) * back
     logits, last = (logits, beside) if logits + beside > back else (0, back)
-    return MemoryPlan(
-        weights=engine.weights(model, run),
-        trained=FLOAT32 * (copies + trained),
-        optimizer=run.moments * FLOAT32 * trained,
-        activations=int(before + last),
-        logits=logits,
-        holes=engine.holes(model, run, kept, logits),
-        libraries=engine.libraries(run),
-        present=run.resident,
-        returns_memory=run.returns_memory,
-    )
+    gradients = FLOAT32 * _trained(model, run) if engine.sums_gradients(run) else 0
+    return _Moment(gradients, int(before + last), logits)

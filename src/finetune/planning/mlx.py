@@ -128,7 +128,20 @@ def _chunk_rows(model: Architecture) -> int:
     return max(_FEWEST_ROWS, _LOGITS // model.vocabulary)
 
 
-def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
+def sums_gradients(run: PlannedRun) -> bool:
+    """Whether all gradients are there before the backward pass ends: those of the micro-batches before."""
+    return run.method != "full" or run.calls > 1
+
+
+def updating(model: Architecture, run: PlannedRun) -> int:
+    """Arrays of the largest weight: what replaces it and its moments, and as much again on the way, but for what is
+    computed in the memory of something else. Of adapters none is large.
+    """
+    largest = max(model.vocabulary * model.width, *(linear.weights for linear in model.linears))
+    return 3 * (run.moments + 1) * largest * FLOAT32 if run.method == "full" else 0
+
+
+def holes(model: Architecture, run: PlannedRun) -> int:
     """None: MLX asks for blocks of any alignment, which fit where one of their size was."""
     return 0
 

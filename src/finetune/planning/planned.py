@@ -36,6 +36,7 @@ class PlannedRun:
     trained: int  # tokens of `tokens` that are trained on
     reads: Reads = EVERYWHERE
     recompute: bool = False  # gradient checkpointing
+    calls: int = 1  # micro-batches of a step, one after the other
     graphs: int = 1  # parts of a step that are computed side by side
     on_cpu: bool = True
     returns_memory: bool = False  # `Engine.spare_memory`

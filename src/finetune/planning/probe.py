@@ -4,20 +4,22 @@ A process of its own, because a step that does not fit may be killed, and becaus
 run: no state of a session, no random numbers, no memory that the C library keeps.
 """
 
+import ctypes
 import errno
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 
@@ -28,13 +30,14 @@ from finetune.core.machine import free_addresses, own_memory, unused_memory
 from finetune.core.types import Batch
 from finetune.engines.registry import choose_engine
 
-_REQUEST, _BATCHES, _ANSWER, _ERRORS = "request.json", "batches.npz", "answer.json", "errors.txt"
-_START = "import sys; sys.path[:] = {path!r}; from finetune.planning.probe import main; main({folder!r})"
+_START = "import sys; sys.path[:] = {path!r}; from finetune.planning.probe import main; main({parent})"
+_REQUEST = "request"  # beside the arrays of the batches
 _FIELDS = ("inputs", "targets", "loss_mask", "positions", "segments")
 _LARGE_LIBRARIES = ("torch", "transformers", "mlx_lm", "pyarrow")
 _STEPS = 2  # the second has the optimizer's state in memory from its start
 _LOOK = 0.02  # seconds between two looks at what memory is left
 _OTHER_FAULT = 3  # exit code for what has nothing to do with memory
+_SIGNAL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +72,40 @@ class NotTaken:
 def probe(run: ProbedRun, batches: Sequence[Batch], *, leave: int) -> Taken | NotTaken:
     """Take a step with these micro-batches in another process.
 
-    That process is ended before less than `leave` bytes are unused. It ends with this one, however that ends.
+    That process is ended before less than `leave` bytes are unused. It ends with this one, however that ends, and what
+    goes between the two are files without a name: nothing is left.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-probe-") as name:
-        folder = Path(name)
-        _write_request(folder, run, batches)
-        with (folder / _ERRORS).open("wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _START.format(path=sys.path, folder=name)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                process_group=0,  # Ctrl-C is this process's to answer
-            )
+    with TemporaryFile() as request, TemporaryFile() as answer, TemporaryFile() as errors:
+        _write_request(request, run, batches)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(path=sys.path, parent=os.getpid())],
+            stdin=request,
+            stdout=answer,
+            stderr=errors,
+            process_group=0,  # Ctrl-C is this process's to answer
+        )
         try:
             code = _watched(process, lambda: unused_memory() >= leave)
         finally:
             process.kill()
-            process.communicate()
-        if code == 0 and (folder / _ANSWER).is_file():
-            return Taken(**json.loads((folder / _ANSWER).read_text(encoding="utf-8")))
-        return NotTaken(_how_it_ended(code, folder), for_memory=code != _OTHER_FAULT)
+            process.wait()
+        if code == 0 and (said := _lines(answer)):
+            return Taken(**json.loads(said[-1]))
+        return NotTaken(_how_it_ended(code, _lines(errors)), for_memory=code != _OTHER_FAULT)
 
 
-def _write_request(folder: Path, run: ProbedRun, batches: Sequence[Batch]) -> None:
+def _write_request(file: IO[bytes], run: ProbedRun, batches: Sequence[Batch]) -> None:
     sections = {key: getattr(run, key).model_dump(mode="json") for key in ("model", "training", "lora")}
     request = {"path": str(run.path), "spares": run.spares, "batches": len(batches), **sections}
     request["libraries"] = [library for library in _LARGE_LIBRARIES if library in sys.modules]
-    (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
     arrays = {f"{number}-{key}": getattr(batch, key) for number, batch in enumerate(batches) for key in _FIELDS}
-    np.savez(folder / _BATCHES, **arrays)
+    np.savez(file, **{_REQUEST: np.array(json.dumps(request)), **arrays})
+    file.seek(0)
+
+
+def _lines(file: IO[bytes]) -> list[str]:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().splitlines()
 
 
 def _watched(process: subprocess.Popen[bytes], enough: Callable[[], bool]) -> int | None:
@@ -111,34 +118,32 @@ def _watched(process: subprocess.Popen[bytes], enough: Callable[[], bool]) -> in
                 return None
 
 
-def _how_it_ended(code: int | None, folder: Path) -> str:
+def _how_it_ended(code: int | None, said: list[str]) -> str:
     if code is None:
         return "it came close to the last of the memory"
     if code < 0:
         return f"the system ended it ({signal.Signals(-code).name})"
-    said = (folder / _ERRORS).read_text(encoding="utf-8", errors="replace").strip()
-    return said.splitlines()[-1] if said else f"exit code {code}"
+    return said[-1] if said else f"exit code {code}"
 
 
-def main(name: str) -> None:
+def main(parent: int) -> None:
     """The other process: read the request, take the steps, write the answer."""
-    folder = Path(name)
-    threading.Thread(target=_end_with_the_run, args=(folder,), daemon=True).start()
+    _end_with(parent)
     _be_first_to_go()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        taken = _take_steps(folder)
+        taken = _take_steps(sys.stdin.buffer)
     except Exception as error:
         for_memory = _is_for_memory(error)
         reason = str(error).partition(". Lower ")[0]  # what to lower is said where nothing is left to try
         sys.stderr.write(f"{type(error).__name__}: {reason}\n")
         sys.exit(1 if for_memory else _OTHER_FAULT)
-    (folder / _ANSWER).write_text(json.dumps(asdict(taken)), encoding="utf-8")
+    sys.stdout.write(f"\n{json.dumps(asdict(taken))}\n")
 
 
-def _take_steps(folder: Path) -> Taken:
-    request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
-    with np.load(folder / _BATCHES) as arrays:
+def _take_steps(file: IO[bytes]) -> Taken:
+    with np.load(file) as arrays:
+        request = json.loads(str(arrays[_REQUEST]))
         batches = [Batch(*(arrays[f"{number}-{key}"] for key in _FIELDS)) for number in range(request["batches"])]
     model, training = ModelConfig(**request["model"]), TrainingConfig(**request["training"])
     engine = choose_engine(model)
@@ -168,11 +173,27 @@ def _is_for_memory(error: Exception) -> bool:
     return no_room or isinstance(error, MemoryError | OutOfMemory) or free_addresses() is not None
 
 
-def _end_with_the_run(folder: Path) -> None:
-    """Standard input ends with the process that waits for this one."""
-    os.read(0, 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+def _end_with(parent: int) -> None:
+    """End when the run does that waits for this process.
+
+    By the kernel on Linux: a thread would take 72 MB of addresses there, which are what may be limited.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_WITH_PARENT, signal.SIGKILL)
+        _end_without(parent)
+    else:
+        threading.Thread(target=_look_for, args=(parent,), daemon=True).start()
+
+
+def _look_for(parent: int) -> None:
+    while True:
+        _end_without(parent)
+        time.sleep(_LOOK)
+
+
+def _end_without(parent: int) -> None:
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _be_first_to_go() -> None:

@@ -4,6 +4,8 @@ transformers' modules run unchanged, so autograd decides what is kept: the input
 functions that are not linear. Norms, attention, products with adapters and the loss are this project's own.
 """
 
+from typing import NamedTuple
+
 from finetune.models.architecture import Architecture
 from finetune.planning.planned import FLOAT32, Kept, PlannedRun
 
@@ -14,10 +16,17 @@ _LOGITS = 7 << 20  # values that go through the loss together
 _FEWEST_ROWS = 64
 _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, themselves in 8 bits
 
-# PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a step
-# frees is not filled by the next array of that size. Blocks above the limit are mapped one by one, and leave no hole.
-_HOLES = 0.4
+# PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a layer
+# frees is not filled by the next layer's arrays of that size. Blocks above the limit are mapped one by one, and leave
+# no hole.
 _LARGEST_IN_HEAP = {False: 32 * 2**20, True: 256 * 2**10}  # by `returns_memory`
+
+
+class _Freed(NamedTuple):
+    """Values of each token that a layer's forward pass makes and does not keep."""
+
+    inner: int  # in arrays as wide as the feed-forward part
+    narrow: int  # in other arrays
 
 
 def kept(model: Architecture, run: PlannedRun) -> Kept:
@@ -62,13 +71,20 @@ def _in_blocks(model: Architecture, run: PlannedRun) -> bool:
 
 
 def _adapted_products(model: Architecture, run: PlannedRun) -> int:
-    """DoRA keeps what each product gave, as far as nothing else does."""
+    """DoRA keeps what each product gave, as far as nothing else does. A bias makes another array of it."""
     values = 0 if model.norms == 4 else (run.reads.result + run.reads.product) * model.width
     if not (model.fused_attention or model.query_norms):
         values += run.reads.attention * (model.query_width + model.kv_width)
     if model.soft_capped and not _in_blocks(model, run):
         values += run.reads.attention * model.kv_width
-    return values
+    values += run.reads.attention * _with_bias(model, "v_proj", "c_attn")
+    return values + run.reads.feed_forward * _with_bias(model, "gate_proj", "up_proj", "c_fc")
+
+
+def _with_bias(model: Architecture, *names: str) -> int:
+    """Values of a token that these products give, where they have a bias."""
+    found = (linear for linear in model.linears if linear.name.rpartition(".")[2] in names)
+    return sum(linear.out_features for linear in found if linear.bias)
 
 
 def weights(model: Architecture, run: PlannedRun) -> int:
@@ -86,15 +102,18 @@ def unpacked(model: Architecture, run: PlannedRun) -> int:
 
 
 def logits(model: Architecture, run: PlannedRun) -> int:
-    """A chunk as the head gives it and in float32, the hidden states and their gradients.
+    """A chunk, the hidden states and their gradients.
 
-    A soft cap keeps two more on the way to its gradient, and a trained head has the sum of its gradients, those of
-    the chunk, and a copy on the way.
+    A trained head has the sum of its gradients, those of the chunk, and a copy on the way.
     """
-    rows = min(run.trained, max(_FEWEST_ROWS, _LOGITS // model.vocabulary // 16 * 16))
-    copies = run.value_bytes * (3 if model.capped_logits else 1) + FLOAT32
     head = 3 * model.vocabulary * model.width * run.value_bytes if run.method == "full" else 0
-    return rows * model.vocabulary * copies + 2 * run.trained * model.width * run.value_bytes + head
+    return _chunk(model, run) + 2 * run.trained * model.width * run.value_bytes + head
+
+
+def _chunk(model: Architecture, run: PlannedRun) -> int:
+    """Logits as the head gives them and in float32; a soft cap keeps two more on the way to its gradient."""
+    rows = min(run.trained, max(_FEWEST_ROWS, _LOGITS // model.vocabulary // 16 * 16))
+    return rows * model.vocabulary * (run.value_bytes * (3 if model.capped_logits else 1) + FLOAT32)
 
 
 def beside_loss(model: Architecture, run: PlannedRun) -> float:
@@ -102,18 +121,42 @@ def beside_loss(model: Architecture, run: PlannedRun) -> float:
     return 0.0
 
 
-def holes(model: Architecture, run: PlannedRun, kept: Kept, logits: int) -> int:
-    """Memory that the heap holds beside a step's arrays, on a CPU."""
+def sums_gradients(run: PlannedRun) -> bool:
+    """Always: they are added up in one buffer that stays."""
+    return True
+
+
+def updating(model: Architecture, run: PlannedRun) -> int:
+    """None: a few values are updated at a time, in place."""
+    return 0
+
+
+def holes(model: Architecture, run: PlannedRun) -> int:
+    """Memory that the heap holds beside a step's arrays, on a CPU: what every layer has freed, and a chunk of the loss.
+
+    Of a chunk's arrays half are freed while others are made; with a soft cap as many as are there at once.
+    """
     if not run.on_cpu:
         return 0
     limit = _LARGEST_IN_HEAP[run.returns_memory]
-    token, layers = run.tokens * run.value_bytes, 1 if run.recompute else model.layers
+    token, freed = run.tokens * run.value_bytes, _freed(model, run)
+    chunk = _chunk(model, run)
     parts = [
-        (model.inner * token, layers * kept.inner * token),
-        (model.width * token, layers * kept.narrow * token),
-        (min(run.trained * model.vocabulary, _LOGITS) * FLOAT32, logits),
+        (model.inner * token, model.layers * freed.inner * token),
+        (model.width * token, model.layers * freed.narrow * token),
+        (min(chunk, _LOGITS * FLOAT32), chunk if model.capped_logits else chunk // 2),
     ]
-    return int(_HOLES * sum(size for block, size in parts if block < limit))
+    return int(sum(size for block, size in parts if block < limit))
+
+
+def _freed(model: Architecture, run: PlannedRun) -> _Freed:
+    """Queries and keys before they are turned and three arrays on the way, and what the last product of each part gave.
+
+    Of a chain of operations on arrays of one size, as GPT-2's GELU, two are left: a third fits where they were.
+    """
+    turned = (3 if model.fused_attention else 4) * (model.query_width + model.kv_width) * model.rotary
+    narrow = turned + 2 * model.width - (_adapted_products(model, run) if run.method == "dora" else 0)
+    return _Freed(0 if model.gated else 2 * model.inner, max(0, narrow))
 
 
 def libraries(run: PlannedRun) -> int:

@@ -66,6 +66,7 @@ def planned_run(
         longest=batch.longest,
         trained=batch.trained,
         recompute=training.gradient_checkpointing,
+        calls=batch.calls,
         graphs=graphs,
         on_cpu=where.on_cpu,
         returns_memory=where.spares or training.gradient_checkpointing or model.quantization is not None,

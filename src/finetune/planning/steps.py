@@ -22,6 +22,7 @@ class BatchSize(NamedTuple):
     padded: int  # with what fills rows up to the longest
     longest: int  # document
     trained: int
+    calls: int = 1  # of a step, one after the other
 
 
 class Steps(Protocol):
@@ -57,11 +58,12 @@ def largest_batch(steps: Sequence[Sequence[Batch]], *, graphs: int = 1) -> Batch
     """
     longest = max(_longest(batch) for batches in steps for batch in batches)
     if graphs > 1:
-        return max((_side_by_side(batches, graphs) for batches in steps), key=lambda size: size.tokens)._replace(
-            longest=longest
-        )
+        sizes = [_side_by_side(batches, graphs) for batches in steps]
+        calls = max(size.calls for size in sizes)
+        return max(sizes, key=lambda size: size.tokens)._replace(longest=longest, calls=calls)
     largest = max((batch for batches in steps for batch in batches), key=lambda batch: batch.tokens)
-    return BatchSize(largest.tokens, largest.inputs.size, longest, largest.trained_tokens)
+    calls = max(len(batches) for batches in steps)
+    return BatchSize(largest.tokens, largest.inputs.size, longest, largest.trained_tokens, calls)
 
 
 def _longest(batch: Batch) -> int:
@@ -78,7 +80,8 @@ def _side_by_side(batches: Sequence[Batch], graphs: int) -> BatchSize:
     together = [list(chain.from_iterable(calls)) for calls in zip_longest(*hands, fillvalue=[])]
     largest = max(together, key=lambda numbers: sum(lengths[number] for number in numbers))
     tokens = sum(lengths[number] for number in largest)
-    return BatchSize(tokens, tokens, max(lengths), sum(documents[number][1] for number in largest))
+    trained = sum(documents[number][1] for number in largest)
+    return BatchSize(tokens, tokens, max(lengths), trained, len(together))
 
 
 def _documents(batch: Batch) -> list[tuple[int, int]]:

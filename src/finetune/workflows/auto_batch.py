@@ -83,7 +83,8 @@ class _Search:
     room: _Room
     heavy: Sequence[int]  # the steps that may need most
     off: int = 0  # bytes that steps take more than predicted, by the last one that was measured
-    least_off: int = 0  # the same, at least, by those that could not be measured
+    most_off: int = 0  # the same, by the worst, and at least by one that could not be measured
+    times_off: float = 1.0  # the same, as a multiple of what was predicted
     ended: str = ""  # how the last process ended that took no step
     fault: bool = False  # whether that was for something else than memory
 
@@ -134,8 +135,11 @@ class _Search:
         return next((cut for cut in untried if self._at_most(cut) <= _INFERRED * self.room.free), None)
 
     def _at_most(self, cut: Cut) -> int:
-        """Bytes. That a small step took less than predicted does not count."""
-        return cut.needed + max(0, self.off, self.least_off)
+        """Bytes, if what tried steps took more than predicted is the same for all cuts, or grows with them.
+
+        The worse counts; that a small step took less than predicted does not.
+        """
+        return int(max(cut.needed + self.most_off, cut.needed * self.times_off))
 
     def _expected(self, cuts: list[Cut], room: float) -> Cut | None:
         return next((cut for cut in cuts if cut.needed + self.off <= room), None)
@@ -169,14 +173,21 @@ class _Search:
         taken = probe(run, self._heavy_batches(prepared), leave=int(_LEFT * self.room.free))
         if isinstance(taken, NotTaken):
             self.ended, self.fault = taken.why, not taken.for_memory
-            self.least_off = max(self.least_off, self.room.beside_this - cut.needed)
+            self._exceeded(cut, self.room.beside_this)
             return None
         took, fits = self._amount(taken), self._fits(taken)
         if cut.needed:
             self.off = took - cut.needed
+        self._exceeded(cut, took)
         if self.room.beside is not None:
             self.room = self.room._replace(beside=taken.beside)
         return took if fits else None
+
+    def _exceeded(self, cut: Cut, took: int) -> None:
+        """Remember by how much a step took more than predicted, at least."""
+        if cut.needed:
+            self.most_off = max(self.most_off, took - cut.needed)
+            self.times_off = max(self.times_off, took / cut.needed)
 
     def _amount(self, taken: Taken) -> int:
         if self.room.beside is None:

@@ -16,6 +16,7 @@ PARTS: Mapping[str, str] = {
     "optimizer": "optimizer",
     "activations": "activations",
     "logits": "logits",
+    "update": "update",
     "holes": "freed but held",
     "libraries": "libraries",
 }

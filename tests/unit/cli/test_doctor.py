@@ -63,6 +63,13 @@ MLX = StandIn(EngineInfo("mlx", "0.0.1", "cpu", {"blas": "reference"}, advice=("
 TORCH = StandIn(EngineInfo("pytorch", "2.0.0", "cpu (AVX512)", {}), rate=4.4e11)
 
 
+def test_a_slow_product_is_not_shown_as_none(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    engines_are(monkeypatch, mlx=StandIn(MLX.info(), rate=4.2e8))
+
+    assert main.run(["doctor"]) == 0
+    assert "GFLOP/s of a matrix product: 0.4 in float32" in capsys.readouterr().out
+
+
 def test_a_machine_that_works_is_ready(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     engines_are(monkeypatch, pytorch=TORCH, mlx=MLX)
 

@@ -111,17 +111,42 @@ def test_long_documents_need_their_scores_on_the_way_back(small: Architecture) -
 def test_full_fine_tuning_works_on_a_float32_base_in_place(
     small: Architecture, engine: EngineName, value_bytes: int, a_parameter: int
 ) -> None:
-    run = replace(RUN, engine=engine, method="full", adapter_parameters=0, ranks=0, value_bytes=value_bytes)
+    run = replace(RUN, engine=engine, method="full", adapter_parameters=0, ranks=0, value_bytes=value_bytes, calls=2)
     plan = plan_memory(small, run)
     assert plan.weights + plan.trained + plan.optimizer == a_parameter * small.parameters
 
 
-def test_a_heap_that_gives_memory_back_has_fewer_holes(small: Architecture) -> None:
+def test_on_mlx_gradients_of_all_weights_are_there_with_the_update_or_with_those_of_another_micro_batch(
+    small: Architecture,
+) -> None:
+    many = replace(RUN, method="full", adapter_parameters=0, ranks=0)
+    few = replace(many, tokens=50, longest=50, trained=50)
+    passes, sums, update = (plan_memory(small, run) for run in (many, replace(many, calls=2), few))
+    assert (passes.trained, sums.trained) == (0, 4 * small.parameters)
+    assert passes.update == sums.update == 0 < passes.activations
+    assert (update.trained, update.activations, update.logits) == (4 * small.parameters, 0, 0)
+    assert update.update == 9 * 8192 * 512 * 4  # the embedding
+    assert plan_memory(small, replace(few, engine="pytorch")).update == 0
+
+
+def test_a_heap_that_gives_memory_back_has_no_holes(small: Architecture) -> None:
     run = replace(RUN, engine="pytorch")  # arrays of 8 and 22 MB
-    held = plan_memory(small, run)
-    assert held.holes > 0.3 * held.activations
+    # Queries, keys and three arrays for each on the way, two results of products; half of the logits of 896 rows.
+    assert plan_memory(small, run).holes == 8 * 4_000 * (2 * 4 + 2) * 512 * 4 + 896 * 8192 * 4
     assert plan_memory(small, replace(run, returns_memory=True)).holes == 0
     assert plan_memory(small, replace(run, on_cpu=False)).holes == 0
+
+
+def test_what_dora_keeps_leaves_no_hole(small: Architecture) -> None:
+    run = replace(RUN, engine="pytorch")
+    lora, dora = (plan_memory(small, replace(run, method=method)) for method in ("lora", "dora"))
+    assert dora.activations - lora.activations == lora.holes - dora.holes == 8 * 4_000 * (2 + 2) * 512 * 4
+
+
+def test_4_bits_come_with_their_library(small: Architecture) -> None:
+    run = replace(RUN, engine="pytorch")
+    dense, packed = (plan_memory(small, replace(run, bits=bits)).libraries for bits in (8, 4))
+    assert packed - dense == 56 * 2**20
 
 
 @pytest.mark.parametrize(
