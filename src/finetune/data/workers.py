@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
 from finetune.core.errors import DataError, FinetuneError
-from finetune.core.machine import return_freed_memory
+from finetune.core.machine import tidied
 from finetune.data.encoding import Encoder, ReadChunk, Reading, read_chunk
 from finetune.data.readers import Chunk
 
@@ -120,7 +120,7 @@ class _Pool:
         waiting: deque[Future[ReadChunk]] = deque()
         for chunk in chunks:
             waiting.append(self._threads.submit(self._one, chunk, reading, encoder))
-            if len(waiting) > 2 * len(self._workers):
+            if len(waiting) > len(self._workers) + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -146,11 +146,10 @@ def serve() -> None:
     encoder: Encoder | None = None
     gc.freeze()  # what is imported stays, so that a collection takes 0.1 ms
     with contextlib.suppress(EOFError, BrokenPipeError):
-        for chunk, reading, news in iter(lambda: _receive(source), None):
+        for chunk, reading, news in tidied(iter(lambda: _receive(source), None)):
             encoder = encoder if news is None else news.encoder
             _send(target, _result(chunk, reading, encoder))
             gc.collect()  # Python keeps 2,000 freed tuples of each length until everything is collected
-            return_freed_memory()
 
 
 def _result(chunk: Chunk, reading: Reading, encoder: Encoder | None) -> ReadChunk | Exception:

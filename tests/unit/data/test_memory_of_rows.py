@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import io
 import json
 import os
 import pickle
@@ -13,10 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.unit.data.test_large_data import DEMO
 
+from finetune.data import workers
+from finetune.data.blocks import Block
 from finetune.data.columns import pieces_of
 from finetune.data.conversations import parse_messages
+from finetune.data.encoding import Encoder, Reading, read_chunk
 from finetune.data.groups import Keyed, keyed
+from finetune.data.templates import choose_template
+from finetune.data.tokenizer import TextTokenizer
 
 ROOT = Path(__file__).parents[3]
 
@@ -76,6 +83,7 @@ def test_reading_takes_the_memory_of_a_few_pieces_however_many_there_are(tmp_pat
 # Seven rows of each length, all at once: as many freed arrays of each small size as NumPy would keep.
 LENGTHS = """
 import ctypes
+from finetune.data.near import _jaccard, _runs
 from finetune.data.rows import Example, Origin
 from finetune.data.templates import choose_template
 from finetune.data.tokenize import encode_each
@@ -93,6 +101,8 @@ template = choose_template("plain", tokenizer)
 def left(lengths):
     examples = [Example(Origin("a", 1), (), text="a b" * words) for words in lengths for _ in range(7)]
     encode_each(examples, template=template, tokenizer=tokenizer)
+    for example in examples:
+        _jaccard(_runs(example.text), _runs(example.text))
     del examples
     allocated = library.mallinfo2()
     return allocated.uordblks + allocated.hblkhd
@@ -108,8 +118,61 @@ def test_rows_of_all_lengths_leave_no_memory_behind():
     command = [sys.executable, "-c", LENGTHS]
     said = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
 
-    # 41 KB, and 470 where NumPy is given arrays of every length: each of them may keep a page from the system.
-    assert int(said.stdout) < 200_000
+    # 41 KB; 100 where NumPy is given arrays of every length for near copies, and 470 where it is for tokens: each of
+    # them may keep a page from the system.
+    assert int(said.stdout) < 75_000
+
+
+def test_what_goes_to_other_processes_and_back_leaves_nothing_behind():
+    chunk, reading = Block(b'{"text": "a b"}\n' * 3, 1, 0), Reading(Path("a.jsonl"), {}, "text")
+    found = read_chunk(chunk, reading, None)
+
+    def blocks_after(chunks: int) -> int:
+        for _ in range(chunks):
+            for value in ((chunk, reading, None), found):
+                pipe = io.BytesIO()
+                workers._send(pipe, value)
+                pipe.seek(0)
+                workers._receive(pipe)
+        return sys.getallocatedblocks()
+
+    gc.collect()
+    gc.disable()  # for it takes away what Python keeps of freed tuples
+    try:
+        before = blocks_after(100)
+        # 3, and 3,400 where chunks and results are dataclasses with slots.
+        assert blocks_after(1_000) - before < 100
+    finally:
+        gc.enable()
+
+
+def peak_of_chunk(lines: list[str], encoder: Encoder | None) -> float:
+    """The most bytes that are held while a chunk is read, for each byte of it."""
+    content = "".join(json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines).encode()
+    block, reading = Block(content, 1, 0), Reading(Path("a.jsonl"), {}, "text")
+    read_chunk(block, reading, encoder)
+    tracemalloc.start()
+    read_chunk(block, reading, encoder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / len(content)
+
+
+LINES = ["a small step for every day " * 30] * 80
+
+
+def test_a_chunk_takes_a_few_times_its_bytes():
+    tokenizer = TextTokenizer.open(DEMO / "model")
+
+    # 4.8, and 14 where the ranges of all its tokens are held at once.
+    assert peak_of_chunk(LINES, Encoder(choose_template("plain", tokenizer), tokenizer)) < 7
+
+
+def test_a_wide_character_makes_its_own_row_wide_and_not_the_chunk():
+    wide = peak_of_chunk([*LINES, "\N{ROCKET}"], None)
+
+    # As a text of the whole chunk it would add 3: four bytes for each character, and not one.
+    assert wide < peak_of_chunk(LINES, None) + 0.5
 
 
 def test_conversations_of_all_lengths_leave_no_tuples_behind():
