@@ -69,7 +69,7 @@ def plan_memory(model: Architecture, run: PlannedRun) -> MemoryPlan:
         logits=most.logits,
         update=most.update,
         holes=engine.holes(model, run),
-        libraries=engine.libraries(run),
+        libraries=engine.libraries(model, run),
         present=run.resident,
         returns_memory=run.returns_memory,
     )

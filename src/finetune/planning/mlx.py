@@ -146,6 +146,6 @@ def holes(model: Architecture, run: PlannedRun) -> int:
     return 0
 
 
-def libraries(run: PlannedRun) -> int:
+def libraries(model: Architecture, run: PlannedRun) -> int:
     """The process without arrays."""
     return max(LIBRARIES, run.resident + MODEL_CLASSES)

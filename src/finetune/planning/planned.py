@@ -37,6 +37,7 @@ class PlannedRun:
     reads: Reads = EVERYWHERE
     recompute: bool = False  # gradient checkpointing
     calls: int = 1  # micro-batches of a step, one after the other
+    sizes: int = 1  # how many different numbers of tokens they have, in all steps
     graphs: int = 1  # parts of a step that are computed side by side
     on_cpu: bool = True
     returns_memory: bool = False  # `Engine.spare_memory`

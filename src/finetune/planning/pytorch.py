@@ -14,6 +14,11 @@ _BITSANDBYTES = 56 * 2**20  # imported for 4 bits
 MODEL_CLASSES = 36 * 2**20  # of those, what is imported with the model and at the first steps
 _LOGITS = 7 << 20  # values that go through the loss together
 _FEWEST_ROWS = 64
+# What oneDNN compiles for products in 16 bits on a CPU, for each shape: of a linear module on the way there, on the way
+# back, and of its adapter. So many stay (the engine sets that limit).
+_COMPILED = 128
+_COMPILED_FOR_EACH = 3
+_COMPILED_BYTES = 2**19
 _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, themselves in 8 bits
 
 # PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a layer
@@ -159,6 +164,9 @@ def _freed(model: Architecture, run: PlannedRun) -> _Freed:
     return _Freed(0 if model.gated else 2 * model.inner, max(0, narrow))
 
 
-def libraries(run: PlannedRun) -> int:
+def libraries(model: Architecture, run: PlannedRun) -> int:
     """The process without arrays."""
-    return max(LIBRARIES, run.resident + MODEL_CLASSES) + (_BITSANDBYTES if run.bits == 4 else 0)
+    found = max(LIBRARIES, run.resident + MODEL_CLASSES) + (_BITSANDBYTES if run.bits == 4 else 0)
+    if run.on_cpu and run.value_bytes < FLOAT32:
+        found += _COMPILED_BYTES * min(_COMPILED, _COMPILED_FOR_EACH * len(model.linears) * run.sizes)
+    return found

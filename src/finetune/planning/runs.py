@@ -67,6 +67,7 @@ def planned_run(
         trained=batch.trained,
         recompute=training.gradient_checkpointing,
         calls=batch.calls,
+        sizes=batch.sizes,
         graphs=graphs,
         on_cpu=where.on_cpu,
         returns_memory=where.spares or training.gradient_checkpointing or model.quantization is not None,

@@ -23,6 +23,7 @@ class BatchSize(NamedTuple):
     longest: int  # document
     trained: int
     calls: int = 1  # of a step, one after the other
+    sizes: int = 1  # how many different numbers of tokens micro-batches have
 
 
 class Steps(Protocol):
@@ -63,7 +64,8 @@ def largest_batch(steps: Sequence[Sequence[Batch]], *, graphs: int = 1) -> Batch
         return max(sizes, key=lambda size: size.tokens)._replace(longest=longest, calls=calls)
     largest = max((batch for batches in steps for batch in batches), key=lambda batch: batch.tokens)
     calls = max(len(batches) for batches in steps)
-    return BatchSize(largest.tokens, largest.inputs.size, longest, largest.trained_tokens, calls)
+    kinds = len({batch.tokens for batches in steps for batch in batches})
+    return BatchSize(largest.tokens, largest.inputs.size, longest, largest.trained_tokens, calls, kinds)
 
 
 def _longest(batch: Batch) -> int:

@@ -16,6 +16,7 @@ from finetune.workflows.preparation import Preparation, batch_plan
 _PLANNED = 0.95  # of free memory that a prediction may take before it is tried
 _TRIED = 0.85  # of the memory beside this process: what has no room to be tried is inferred from what has
 _PROVEN = 0.93  # of free memory that a tried step may take: evaluation, checkpoints and data need some besides
+_PROVEN_ADDRESSES = 0.88  # of free addresses: evaluation maps more of them than it uses, by blocks and arenas
 _INFERRED = 0.85  # of free memory that a step may take by what a smaller one took, where there is no room to try it
 _LEFT = 0.03  # of free memory that a tried step leaves to everybody else
 _WORTH_ANOTHER = 0.97  # of the cost of a proven cut, what a faster one may cost to be worth a try
@@ -197,7 +198,7 @@ class _Search:
     def _fits(self, taken: Taken) -> bool:
         if self.room.beside is None:
             return taken.arrays <= _PROVEN * self.room.free
-        in_addresses = self.room.addresses is None or taken.addresses <= _PROVEN * self.room.addresses
+        in_addresses = self.room.addresses is None or taken.addresses <= _PROVEN_ADDRESSES * self.room.addresses
         return in_addresses and taken.resident <= _PROVEN * self.room.free
 
     def _heavy_batches(self, prepared: Preparation) -> list[Batch]:

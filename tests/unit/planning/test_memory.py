@@ -158,3 +158,12 @@ def test_4_bits_come_with_their_library(small: Architecture) -> None:
 )
 def test_weights_of_7b_models_are_the_published_ones(shared: Path, name: str, published: float) -> None:
     assert plan_memory(read(shared, name), replace(RUN, value_bytes=2)).weights == pytest.approx(published, rel=0.01)
+
+
+def test_rows_of_many_lengths_in_16_bits_have_as_many_compiled_products_as_are_kept(small: Architecture) -> None:
+    def libraries(sizes: int, value_bytes: int = 2) -> int:
+        run = replace(RUN, engine="pytorch", sizes=sizes, value_bytes=value_bytes)
+        return plan_memory(small, run).libraries - 376 * 2**20
+
+    assert [libraries(sizes) // 2**19 for sizes in (1, 2, 50)] == [21, 42, 128]  # seven modules
+    assert libraries(50, value_bytes=4) == 0

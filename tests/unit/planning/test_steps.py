@@ -1,6 +1,6 @@
 """Which step of a run needs most."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -70,3 +70,14 @@ def test_what_is_planned_side_by_side_is_what_mlx_evaluates_at_once(packing: boo
         hands = documents.arrange_for_workers(steps.step(index), layers=1, workers=2)
         at_once = [sum(call.inputs.size for call in calls if call) for calls in zip_longest(*hands)]
         assert largest_batch([steps.step(index)], graphs=2).tokens == max(at_once)
+
+
+def test_micro_batches_of_a_step_and_their_different_sizes_are_counted() -> None:
+    def step(lengths: list[int]) -> Sequence[Batch]:
+        return BatchPlan(
+            [encoded(length) for length in lengths], rows_per_step=3, max_rows=1, max_tokens=None, seed=0, pad_id=0,
+            packing=False,
+        ).step(0)  # fmt: skip
+
+    assert largest_batch([step([30, 20, 20])])[-2:] == (3, 2)
+    assert largest_batch([step([30, 30, 30]), step([10, 10, 10])])[-2:] == (3, 2)
