@@ -24,7 +24,7 @@ _SCALE_BYTES = 1 / 64 + 4 / (64 * 256)  # of NF4: the scales of its blocks, them
 # PyTorch asks for aligned blocks, and glibc before 2.38 finds room for one only in a hole that is larger: what a layer
 # frees is not filled by the next layer's arrays of that size. Blocks above the limit are mapped one by one, and leave
 # no hole.
-_LARGEST_IN_HEAP = {False: 32 * 2**20, True: 256 * 2**10}  # by `returns_memory`
+_LARGEST_IN_HEAP = {False: 32 * 2**20, True: 4 * 2**20}  # by `returns_memory`
 
 
 class _Freed(NamedTuple):
