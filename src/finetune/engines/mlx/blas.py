@@ -13,6 +13,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.core.errors import OutOfMemory
+from finetune.core.machine import free_addresses
+
 PACKAGE = "libopenblas0-pthread"
 SWITCH = "FT_OPENBLAS"
 _NAMES = ("libopenblas.so.0", "libopenblas.so")
@@ -21,6 +24,7 @@ _FOLDERS = (
     "/usr/lib/aarch64-linux-gnu/openblas-pthread",
     "/usr/lib64",
 )
+_BUFFER = 129 * 2**20  # bytes of addresses that OpenBLAS takes for a thread, with what lies around them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,32 @@ def load_openblas() -> BlasChoice:
         "reference BLAS",
         (f"No OpenBLAS found: training on the CPU is many times slower. On Debian: apt-get install {PACKAGE}",),
     )
+
+
+@functools.cache
+def reserve_buffers() -> None:
+    """Where addresses are limited, give OpenBLAS now what it needs of them for its threads.
+
+    It takes a buffer at the first product of each thread otherwise, and where there is no room it tries for ever.
+    Raises OutOfMemory where there is none.
+    """
+    library = load_openblas().library
+    if free_addresses() is None or not hasattr(library, "blas_memory_alloc"):
+        return
+    library.blas_memory_alloc.restype = ctypes.c_void_p
+    taken = [_buffer(library) for _ in range(library.openblas_get_num_threads())]
+    for buffer in taken:  # kept for whoever multiplies
+        library.blas_memory_free(ctypes.c_void_p(buffer))
+
+
+def _buffer(library: Any) -> int:
+    free, threads = free_addresses(), library.openblas_get_num_threads()
+    if free is not None and free < _BUFFER:
+        raise OutOfMemory(
+            f"OpenBLAS takes {_BUFFER >> 20} MiB of addresses for each of {threads} threads, and {free >> 20} MiB are "
+            "left. Raise the limit (ulimit -v), or set OPENBLAS_NUM_THREADS=1."
+        )
+    return int(library.blas_memory_alloc(0))
 
 
 def _candidates() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from finetune.core.errors import UsageError
 from finetune.core.types import Dtype
 from finetune.engines.memory import memory_ran_out
 from finetune.engines.mlx import compat
+from finetune.engines.mlx.blas import reserve_buffers
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _SIGNS = ("malloc", "memory", "allocate")
@@ -35,9 +36,10 @@ def pick_device(name: str) -> Any:
 
 
 def use_device(name: str) -> None:
-    """Compute on the device that `model.device` means from here on."""
+    """Compute on the device that `model.device` means from here on. Raises OutOfMemory where it cannot."""
     mx.set_default_device(pick_device(name))
     if compat.on_cpu():
+        reserve_buffers()
         _order_by_depth()
 
 
