@@ -27,9 +27,9 @@ CONFIG = {
     "max_position_embeddings": 2048, "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-# MiB beyond what the process has before it plans. MLX: 0.4 GB of addresses are of what is imported with a model.
+# MiB beyond what the process has before it plans. MLX: 0.6 GB of addresses are of libraries, half of it OpenBLAS's.
 GIVEN = {
-    ("mlx", False): (560, 580, 600, 630, 660, 700, 740, 790, 840, 900),
+    ("mlx", False): (640, 680, 720, 760, 800, 850, 900, 960, 1030, 1100),
     ("pytorch", False): (100, 120, 140, 160, 180, 200, 230, 260, 300, 340),
     ("mlx", True): (600, 750, 900, 1050, 1200, 1400),
     ("pytorch", True): (600, 750, 900, 1050, 1200, 1400),
