@@ -96,6 +96,14 @@ def _plot(title: str, unit: str, curves: Sequence[Curve], *, from_zero: bool = F
     return Plot(title, unit, _draw(title, curves, from_zero=from_zero), summary)
 
 
+def take_addresses() -> None:
+    """Draw nothing, so that plots need few addresses later: libraries are loaded, and NumPy's OpenBLAS has its buffer.
+
+    Where it cannot have that, it ends the process: a run whose addresses are limited draws before anything else.
+    """
+    _draw("nothing", (), from_zero=False)
+
+
 def _draw(title: str, curves: Sequence[Curve], *, from_zero: bool) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure

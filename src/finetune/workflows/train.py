@@ -17,11 +17,13 @@ from finetune.config.schema import RunConfig
 from finetune.core.errors import StoppedBySignal, UsageError
 from finetune.core.events import Event, Listener, Notice, RunFinished, RunStarted
 from finetune.core.files import write_atomically
+from finetune.core.machine import free_addresses
 from finetune.core.paths import RunPaths
 from finetune.engines.base import TrainSession
 from finetune.planning.cuts import SETTLED
 from finetune.planning.memory import MemoryPlan
 from finetune.tracking.metrics_log import MetricsLog, to_text
+from finetune.tracking.plots import take_addresses
 from finetune.tracking.sinks import Broadcast
 from finetune.tracking.text_log import TextLog
 from finetune.training.checkpoints import Checkpoints
@@ -67,6 +69,8 @@ def train(
     person can put right; what is wrong with the configuration, the data or the model leaves nothing behind.
     """
     loaded = _loaded(config)
+    if free_addresses() is not None:
+        take_addresses()
     if resume is not None:
         return _go_on(loaded, resume, listeners)
     settings = plain(loaded)
